@@ -1,0 +1,1454 @@
+"""The entropy mechanism of reinforcement learning for reasoning language models, in one file.
+
+    python entropy_rl.py --method kl_cov                  # warm up, train, evaluate, draw: minutes on a laptop CPU
+    python entropy_rl.py --compare --seeds 0,1,2          # all seven methods from the same start
+    python entropy_rl.py --report runs/kl_cov-seed0       # the law, the prediction and the covariance, from the log
+    python entropy_rl.py --check-theory                   # Theorems 1 and 2, in seconds
+    python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --method kl_cov    # one consumer GPU
+
+The paper is Cui et al., arXiv 2505.22617. The file reads in its order:
+
+    1  Settings                            Config
+    2  The reward: a verifier (2.1)        extract_answer, answers_match, math_reward
+    3  Problems, and the built-in policy   load_problems, warm_up
+    4  Rollouts (2.1)                      sample_rollouts, response_logprobs (Eq. 5)
+    5  Advantages (Eq. 3)                  group_advantages
+    6  Covariance and losses (4.2)         token_covariance (Eq. 10), select_tokens (Eq. 11, 13),
+                                           token_losses (Eq. 4, 12, 14), policy_loss
+    7  Training and evaluation             update, evaluate, train, pass_at_k
+    8  The law and the theorems (2.4, 3)   fit_entropy_law (Eq. 6), tabular_entropy_change (Theorems 1, 2)
+    9  Reports and pictures                report, draw, compare
+   10  Command line                        main
+
+Shapes: N responses, T response tokens, P prompts, G responses a prompt (N = P G), V vocabulary, M tokens of a batch.
+A rollout is one batch of responses; a mini-batch is one optimizer step; a micro-batch is one forward pass.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import hashlib
+import itertools
+import json
+import math
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config,
+                          Qwen2ForCausalLM)
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class UserError(Exception):
+    """Something that the user can mend: shown as one line, exit status 2."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 1. Settings
+
+METHODS = ("grpo", "clip_higher", "clip_cov", "kl_cov", "entropy_bonus", "ref_kl", "pg")
+CLIP_HIGH = {"clip_higher": 0.28, "clip_cov": 1.0}  # Sec. 4.3; the authors' Clip-Cov widens the PPO clip to [0, 2]
+
+
+def setting(default, help: str, tiny=None, real=None, choices=None, low=None, high=None):
+    """A field of Config that carries its help text and its bounds."""
+    return field(default=default, metadata=dict(help=help, tiny=tiny, real=real, choices=choices, low=low, high=high))
+
+
+@dataclass
+class Config:
+    """Every setting of a run, and every flag of the command line (underscores become dashes).
+
+    A default of None stands for the pair (tiny, real): the first for the built-in policy, the second, the paper's
+    where it has one, for a real model. Numbers outside their bounds raise UserError with one line.
+    """
+    method: str = setting("kl_cov", "what the update minimises (Sec. 4)", choices=METHODS)
+    advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)", choices=("grpo", "rloo", "reinforce_pp"))
+    model: str = setting("tiny", "tiny, tiny-WIDTH (built in, width 64), or a Hugging Face id or folder")
+    data: str = setting("arithmetic", "arithmetic (built in), a data set id, or a .jsonl .json .csv .parquet file")
+    eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
+    prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
+
+    steps: int = setting(None, "rollout steps", 250, 200, low=1)
+    prompts: int = setting(None, "prompts a rollout step (paper: 256)", 64, 64, low=1)
+    group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
+    updates: int = setting(None, "optimizer steps a rollout step, one mini-batch each (paper: 8)", 4, 8, low=1)
+    micro_batch: int = setting(None, "responses in one forward; 0: the whole mini-batch", 0, 8, low=0)
+    max_new_tokens: int = setting(None, "longest response, in tokens", 48, 1024, low=1)
+    temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
+    lr: float = setting(None, "AdamW learning rate, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)", 1e-4, 1e-6,
+                        low=1e-12)
+    seed: int = setting(0, "of sampling, data order and random picks", low=0)
+
+    clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4); authors' clip_cov: 1", low=0)
+    clip_high: float = setting(None, "PPO clip: ratio below 1 + this; clip_higher: 0.28, clip_cov: 1", low=0)
+    clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11)", 4e-3, 2e-4, low=0, high=1)
+    clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
+    clip_cov_high: float = setting(5.0, "omega_high")
+    kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13); paper: 2e-3 for 7B, 2e-4 for 32B",
+                                     2e-2, 2e-3, low=0, high=1)
+    kl_cov_coef: float = setting(1.0, "beta, weight of the penalty (Eq. 14)", low=0)
+    kl_estimator: str = setting("abs", "penalty on a sampled token (abs: the authors' code)", choices=("abs", "k2", "k3"))
+    entropy_coef: float = setting(5e-3, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
+    ref_kl_coef: float = setting(1e-2, "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
+
+    eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 10, 20, low=0)
+    eval_problems: int = setting(None, "held-out problems", 256, 200, low=1)
+    eval_samples: int = setting(None, "k of avg@k and pass@k", 16, 4, low=1)
+    eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
+    gradient_checkpointing: bool = setting(False, "less memory, about a third more time in updates")
+    checkpoint_every: int = setting(None, "rollout steps between checkpoints", 1, 20, low=1)
+    probe: bool = setting(False, "measure the first-order change of entropy (Fig. 8); needs --updates 1")
+    device: str = setting("auto", "auto (cuda, mps, cpu), or one by name")
+    threads: int = setting(0, "CPU threads; 0: all", low=0)
+    out: str = setting("", "run folder (default runs/METHOD-seedSEED)")
+
+    resume: bool = setting(False, "go on from the run folder's checkpoint")
+    compare: bool = setting(False, "train every method from the same start, then compare")
+    seeds: str = setting("", "seeds of --compare, as in 0,1,2 (default: --seed)")
+    report: list = setting(None, "no training: law, prediction, covariance, pictures from these run folders")
+    check_theory: bool = setting(False, "no training: Theorems 1 and 2 on a tabular softmax policy")
+    eval_only: bool = setting(False, "no training: evaluate --model")
+
+    def __post_init__(self):
+        real = "tiny" if self.model.startswith("tiny") else "real"
+        for f in fields(self):
+            if getattr(self, f.name) is None:
+                setattr(self, f.name, f.metadata[real])
+        if self.clip_low is None:
+            self.clip_low = 1.0 if self.method == "clip_cov" else 0.2
+        if self.clip_high is None:
+            self.clip_high = CLIP_HIGH.get(self.method, 0.2)
+        self.threads = self.threads or torch.get_num_threads()
+        self.out = self.out or f"runs/{self.method}-seed{self.seed}"
+        for f in fields(self):
+            value, flag, meta = getattr(self, f.name), "--" + f.name.replace("_", "-"), f.metadata
+            if meta["choices"] and value not in meta["choices"]:
+                raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
+            if meta["low"] is not None and not value >= meta["low"] or isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{flag} {value}: must be a number, {meta['low']} or more")
+            if meta["high"] is not None and value > meta["high"]:
+                raise UserError(f"{flag} {value}: must be at most {meta['high']}")
+        if self.prompts % self.updates:
+            raise UserError(f"--updates {self.updates} does not divide --prompts {self.prompts}")
+        if self.clip_cov_low >= self.clip_cov_high:
+            raise UserError(f"--clip-cov-low {self.clip_cov_low} must be below --clip-cov-high {self.clip_cov_high}")
+        if self.prompt_template and "{problem}" not in self.prompt_template:
+            raise UserError("--prompt-template must contain {problem}")
+        if self.probe and self.updates > 1:
+            raise UserError("--probe measures one optimizer step: add --updates 1")
+        if not re.fullmatch(r"tiny(-\d+)?|(?!tiny(-|$)).+", self.model):
+            raise UserError(f"--model {self.model}: the built-in policy is tiny or tiny-WIDTH, as in tiny-96")
+
+
+def seeded(device, *key) -> torch.Generator:
+    """A generator that is a function of its key, such as (seed, step, "rollout").
+
+    Each step draws from its own generators, so a resumed run needs no random state: it has the step.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 2. The reward: a verifier (Sec. 2.1)
+
+def extract_answer(text):
+    m = re.findall(r"\\boxed\{([^{}]*)\}", text or "")
+    if m: return m[-1]
+    m = re.search(r"####\s*(\S+)", text or "")
+    return m[1] if m else None
+
+def answers_match(prediction, gold):
+    return prediction is not None and prediction.strip() == gold.strip()
+
+def math_reward(response, gold):
+    return float(answers_match(extract_answer(response), gold))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 3. Problems, and the built-in policy
+
+BOX = r"\boxed{"
+INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
+OPERANDS = (3, 4)             # how many one-digit numbers an arithmetic problem has
+TRAIN_PROBLEMS = 16_384       # of some 280,000 that exist
+BRIEF, CAREFUL, SLIP = 0.3, 0.4, 0.15  # the crowd: answers at once; minds precedence; errs in a step
+WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 800, 128, 4e-3
+
+
+def reduce_once(expression: str, at: int, slip: int = 0) -> str:
+    """Replace the operation of one-digit numbers that starts at index `at` by its value modulo 10 (plus a slip)."""
+    left, operator, right = int(expression[at]), expression[at + 1], int(expression[at + 2])
+    value = left + right if operator == "+" else left - right if operator == "-" else left * right
+    return expression[:at] + str((value + slip) % 10) + expression[at + 3:]
+
+
+def first_legal(expression: str) -> int:
+    """Where a careful reader begins: at the first `*`, else at the left."""
+    return max(expression.find("*") - 1, 0)
+
+
+def arithmetic_answer(expression: str) -> str:
+    """The value modulo 10 of an expression such as 3+4*7-2."""
+    while len(expression) > 1:
+        expression = reduce_once(expression, first_legal(expression))
+    return expression
+
+
+def crowd_solution(expression: str, rng: random.Random) -> str:
+    """One text of the warm-up corpus, by an imperfect writer, so that the policy starts broad, like a base model.
+
+    Some writers answer at once, the others one operation at a time, as in =3+8-2=1-2\\boxed{9}. Most work from left
+    to right whatever the precedence, a wrong habit that is often right, and all of them slip now and then.
+    """
+    brief, careful, steps = rng.random() < BRIEF, rng.random() < CAREFUL, ""
+    while len(expression) > 1:
+        slip = rng.choice((-2, -1, 1, 2)) if rng.random() < SLIP else 0
+        expression = reduce_once(expression, first_legal(expression) if careful else 0, slip)
+        steps += "=" + expression if len(expression) > 1 and not brief else ""
+    return steps + BOX + expression + "}"
+
+
+def arithmetic_problems(split: str, count: int) -> list[dict]:
+    """`count` different problems of a split: train, dev (to choose settings on) or test (to report on).
+
+    A hash of the expression decides its split, so that no problem is in two, whatever is drawn.
+    """
+    rng, problems = random.Random(split), {}
+    while len(problems) < count:
+        numbers = rng.choice(OPERANDS)
+        text = "".join(f"{rng.randrange(10)}{rng.choice('+-*')}" for _ in range(numbers))[:-1]
+        share = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10
+        if split == ("test", "dev")[share] if share < 2 else split == "train":
+            problems[text] = dict(problem=text + "?", answer=arithmetic_answer(text))
+    return list(problems.values())
+
+
+def tiny_policy(width: int):
+    """The built-in policy before any training: a Qwen2 of two layers, and a tokenizer of characters, \\boxed{ one."""
+    words = ["<pad>", "<eos>", BOX, "}", *"0123456789+-*=?"]
+    spec = dict(version="1.0", normalizer=None, post_processor=None, decoder=dict(type="Fuse"), added_tokens=[
+                    dict(id=i, content=words[i], special=True, single_word=False, lstrip=False, rstrip=False,
+                         normalized=False) for i in range(2)],
+                pre_tokenizer=dict(type="Split", pattern=dict(Regex=r"\\boxed\{|."), behavior="Isolated", invert=False),
+                model=dict(type="WordLevel", vocab={word: i for i, word in enumerate(words)}, unk_token="?"))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "tokenizer.json").write_text(json.dumps(spec))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", pad_token="<pad>",
+                                            eos_token="<eos>")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(Qwen2Config(
+            vocab_size=len(words), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2,
+            num_attention_heads=width // 16, num_key_value_heads=width // 16, max_position_embeddings=1024,
+            tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None))
+    return model, tokenizer
+
+
+def warm_up(name: str) -> Path:
+    """The folder of the warm built-in policy (`tiny` or `tiny-WIDTH`): trained on the crowd's texts once, then cached.
+
+    The cache key is all that shapes the weights: this section's source, the versions and the width. It runs on two
+    threads whatever --threads says, so that the start of a run does not depend on which run came first.
+    """
+    width = int(name.partition("-")[2] or 64)
+    if width % 16 or not width:
+        raise UserError(f"--model {name}: the width must be a multiple of 16")
+    source = Path(__file__).read_text()
+    section = source[source.index("# 3. Problems"):source.index("# 4. Rollouts")]
+    key = hashlib.sha256(repr((section, torch.__version__, width)).encode()).hexdigest()[:12]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "entropy_rl" / f"tiny-{width}-{key}"
+    if (folder / "config.json").exists():
+        return folder
+    model, tokenizer = tiny_policy(width)
+    rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+        (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
+    with cpu_threads(2), progress(range(WARM_UP_STEPS), "warm-up") as bar:
+        for _ in bar:
+            batch = rng.choices(problems, k=WARM_UP_BATCH)
+            solutions = [crowd_solution(p["problem"][:-1], rng) for p in batch]
+            rows = left_pad([tokenizer(p["problem"]).input_ids for p in batch], 0)
+            answers = [tokenizer(text).input_ids + [1] for text in solutions]
+            longest = max(map(len, answers))
+            responses = torch.tensor([ids + [0] * (longest - len(ids)) for ids in answers])      # [N, T]
+            ids = torch.cat([rows, responses], 1)                                                # [N, L+T]
+            logprobs, _ = response_logprobs(model, ids, (ids != 0).long(), longest, with_entropy=False)
+            loss = -logprobs.sum() / (responses != 0).sum()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            bar.set_postfix_str(f"loss {loss.item():.3f}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent))
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    with contextlib.suppress(OSError):  # another process may have been faster
+        draft.rename(folder)
+    shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def read_rows(source: str, split: str):
+    """A data file or Hugging Face data set id as (rows, whether the same rows serve training and evaluation)."""
+    import datasets
+    datasets.disable_progress_bars()
+    path = Path(source)
+    kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+    if kind or path.exists():
+        if not path.is_file() or not kind or not path.stat().st_size:
+            raise UserError(f"{source}: " + ("no such file" if not path.is_file() else "the file is empty" if kind else
+                                             "data files end in .jsonl, .json, .csv or .parquet"))
+        try:
+            return datasets.load_dataset(kind, data_files=source, split="train").flatten(), True
+        except Exception as error:  # whatever the reader of that format raises
+            raise UserError(f"{source}: not readable as {kind}: {first_line(error.__cause__ or error)}")
+    try:
+        names = datasets.get_dataset_config_names(source)
+        name = "main" if "main" in names else names[0]
+        splits = datasets.get_dataset_split_names(source, name)
+        held_out = next((s for s in ("test", "validation") if s in splits), None)
+        chosen = held_out if held_out and (split == "test" or "train" not in splits) else splits[0]
+        return datasets.load_dataset(source, name, split=chosen).flatten(), not held_out or "train" not in splits
+    except Exception as error:
+        raise UserError(f"{source}: neither a file here nor a data set that the hub gives: {first_line(error)}")
+
+
+def load_problems(config: Config, split: str) -> list[dict]:
+    """The problems of a split, train or test, as [{"problem": text or chat, "answer": text}].
+
+    Rows that serve as both are divided: a tenth, at most --eval-problems, is held out, picked by a hash of the text.
+    """
+    source = config.data if split == "train" else config.eval_data or config.data
+    if source in ("arithmetic", "arithmetic-dev"):
+        part = split if split == "train" else "dev" if source.endswith("dev") else "test"
+        return arithmetic_problems(part, TRAIN_PROBLEMS if split == "train" else config.eval_problems)
+    rows, shared = read_rows(source, split)
+    columns = {name.split(".")[-1]: name for name in reversed(rows.column_names)}
+    question = next((columns[c] for c in ("problem", "question", "prompt") if c in columns), None)
+    answer = next((columns[c] for c in ("answer", "ground_truth", "solution") if c in columns), None)
+    if not question or not answer:
+        raise UserError(f"{source}: needs a column problem, question or prompt, and a column answer, solution or "
+                        f"ground_truth; found {', '.join(rows.column_names)}")
+    problems = {}
+    for text, gold in zip(rows[question], rows[answer]):
+        gold = "" if gold is None else str(gold).strip()
+        gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
+        if text and gold:
+            problems[repr(text)] = dict(problem=text, answer=gold)
+    if len(problems) < len(rows):
+        print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows skipped (no readable answer, or a repetition)")
+    if not problems:
+        raise UserError(f"{source}: no row has a problem and an answer")
+    problems = [problems[key] for key in sorted(problems, key=lambda key: hashlib.sha256(key.encode()).digest())]
+    if shared and config.eval_data in ("", config.data):
+        held_out = min(config.eval_problems, max(1, len(problems) // 10))
+        return problems[:held_out] if split == "test" else problems[held_out:]
+    return problems[:config.eval_problems] if split == "test" else problems
+
+
+@dataclass
+class Policy:
+    """A language model with what is needed to talk to it."""
+    model: torch.nn.Module
+    tokenizer: object
+    eos_token_ids: list[int]
+    pad_token_id: int
+
+    def encode(self, problem, template: str, plain: bool) -> list[int]:
+        """The token ids of a problem: by the user's template, as it is (plain), or by the tokenizer's chat template."""
+        chat = problem if isinstance(problem, list) else [dict(role="user", content=INSTRUCTION.replace("{problem}", problem))]
+        text = problem if isinstance(problem, str) else "\n".join(message["content"] for message in problem)
+        if template or plain or not self.tokenizer.chat_template:
+            text = (template or ("{problem}" if plain else INSTRUCTION + "\n")).replace("{problem}", text)
+            return self.tokenizer(text).input_ids
+        text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False).input_ids  # the template has them
+
+
+def load_policy(config: Config) -> Policy:
+    """The policy of --model on the chosen device: fp32 weights, dropout off (the ratio must be 1 before an update)."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    source = str(warm_up(config.model)) if config.model.startswith("tiny") else config.model
+    try:
+        settings = AutoConfig.from_pretrained(source)
+        for name, value in vars(settings).items():
+            if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
+                setattr(settings, name, 0.0)
+        model = AutoModelForCausalLM.from_pretrained(source, config=settings, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--model {source}: no model here, nor one that the hub gives: {first_line(error)}")
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {first_line(error)}")
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    model.train(config.gradient_checkpointing)  # without dropout the two modes compute the same
+    stops = [model.generation_config.eos_token_id, tokenizer.eos_token_id]
+    stops = sorted({i for s in stops if s is not None for i in (s if isinstance(s, list) else [s])})
+    if not stops:
+        raise UserError(f"--model {source}: neither the tokenizer nor the generation config names a stop token")
+    ids = torch.arange(4, device=device)[None]                                                     # [1, 4]
+    with torch.no_grad():  # sections 4 and 7 project the hidden states themselves
+        plain = model(input_ids=ids).logits
+        ours = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)    # [1, 4, V]
+    if not torch.allclose(plain, ours, atol=1e-3):
+        raise UserError(f"--model {source}: this architecture changes its logits after the output layer; not supported")
+    pad = tokenizer.pad_token_id
+    return Policy(model, tokenizer, stops, stops[0] if pad is None else pad)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 4. Rollouts (Sec. 2.1)
+
+LOGITS_AT_ONCE = 2 ** 25  # floats of one chunk of logits in response_logprobs: 134 MB
+
+
+def left_pad(prompts: list[list[int]], pad_token_id: int) -> Tensor:
+    """P lists of token ids -> [P, L]."""
+    longest = max(map(len, prompts))
+    return torch.tensor([[pad_token_id] * (longest - len(ids)) + list(ids) for ids in prompts])
+
+
+def mixed_precision(device: torch.device):
+    """bf16 matrix products over the fp32 weights on a CUDA GPU; plain fp32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values, [rows, heads, length, width], with spare room at the end.
+
+    The library's DynamicLayer concatenates, which copies the whole cache for every token sampled.
+    """
+    room = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        used, new = (self.keys.shape[2] if self.room else 0), key_states.shape[2]
+        if not self.room or self.room[0].shape[0] != self.keys.shape[0] or self.room[0].shape[2] < used + new:
+            old = (self.keys, self.values) if self.room else (key_states, value_states)
+            self.room = [x.new_empty(*x.shape[:2], used + new + max(32, used // 2), x.shape[3]) for x in old]
+            for room, x in zip(self.room, old):
+                room[:, :, :used] = x[:, :, :used]
+        for room, x in zip(self.room, (key_states, value_states)):
+            room[:, :, used:used + new] = x
+        self.keys, self.values = (room[:, :, :used + new] for room in self.room)
+        self.is_initialized, self.dtype, self.device = True, key_states.dtype, key_states.device
+        return self.keys, self.values
+
+
+@dataclass
+class Rollouts:
+    """N = P G responses, grouped by prompt; L prompt tokens (padded on the left) and T response tokens."""
+    input_ids: Tensor       # [N, L+T]
+    attention_mask: Tensor  # [N, L+T]
+    response_mask: Tensor   # [N, T] true up to and including the stop token
+    logprobs: Tensor        # [N, T] of the sampled tokens, under the distribution they were sampled from; 0 off the mask
+    entropy: Tensor         # [N, T] of the policy at temperature 1 (Eq. 5), in nats; 0 off the mask
+
+
+@torch.no_grad()
+def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, eos_token_ids, pad_token_id,
+                    greedy=False, generator=None) -> Rollouts:
+    """Sample `group_size` responses to each of P prompts (lists of token ids) on the model's KV cache (Sec. 2.1).
+
+    A prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache.
+    """
+    device, count = model.device, len(prompts) * group_size
+    prompt_ids = left_pad(prompts, pad_token_id).to(device)                                        # [P, L]
+    prompt_mask = left_pad([[1] * len(ids) for ids in prompts], 0).to(device)                      # [P, L]
+    stops = torch.tensor(eos_token_ids, device=device)
+    tokens = torch.full((count, max_new_tokens), pad_token_id, device=device)                      # [N, T]
+    response_mask = torch.zeros(count, max_new_tokens, dtype=torch.bool, device=device)
+    logprobs, entropy = torch.zeros(2, count, max_new_tokens, device=device)
+    cache = Cache(layer_class_to_replicate=RoomyLayer)
+    with mixed_precision(device):
+        logits = model(input_ids=prompt_ids, attention_mask=prompt_mask, past_key_values=cache, use_cache=True,
+                       position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
+        cache.batch_repeat_interleave(group_size)
+        logits = logits.repeat_interleave(group_size, 0)                                           # [N, V]
+        mask = prompt_mask.repeat_interleave(group_size, 0)                                        # [n, L+t]
+        rows, live = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
+        position = mask.sum(1, keepdim=True)                                                       # [n, 1]
+        for t in range(max_new_tokens):
+            logits = logits.float()                                                                # [n, V]
+            sampled_from = (logits / temperature).log_softmax(-1)
+            at_one = sampled_from if temperature == 1 else logits.log_softmax(-1)
+            token = logits.argmax(-1) if greedy else torch.multinomial(sampled_from.exp(), 1, generator=generator)[:, 0]
+            tokens[rows, t] = torch.where(live, token, pad_token_id)
+            response_mask[rows, t] = live
+            logprobs[rows, t] = sampled_from.gather(1, token[:, None])[:, 0]
+            entropy[rows, t] = -(at_one.exp() * at_one).sum(-1)
+            live = live & ~torch.isin(token, stops)
+            still = int(live.sum())
+            if not still or t + 1 == max_new_tokens:
+                break
+            if still <= 0.9 * len(live):  # not for every row: leaving copies the cache of those that stay
+                stay = live.nonzero()[:, 0]
+                cache.batch_select_indices(stay)
+                rows, live, token, mask, position = (x[stay] for x in (rows, live, token, mask, position))
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            logits = model(input_ids=token[:, None], attention_mask=mask, past_key_values=cache, use_cache=True,
+                           position_ids=position).logits[:, -1]
+            position = position + 1
+    length = t + 1
+    tokens, response_mask = tokens[:, :length], response_mask[:, :length]
+    return Rollouts(torch.cat([prompt_ids.repeat_interleave(group_size, 0), tokens], 1),
+                    torch.cat([prompt_mask.repeat_interleave(group_size, 0), response_mask.long()], 1),
+                    response_mask, logprobs[:, :length] * response_mask, entropy[:, :length] * response_mask)
+
+
+def token_logprobs(hidden: Tensor, targets: Tensor, head, temperature: float):
+    """The log-probability of each target and the entropy: hidden [M, d], targets [M] -> [M], [M]."""
+    logprobs = (head(hidden).float() / temperature).log_softmax(-1)                                # [M, V]
+    return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+
+def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0, with_entropy=True):
+    """log pi(y_t | y_<t, x) of the response tokens, and the entropy there (Eq. 5), both [N, T] and differentiable.
+
+    The responses are the last `response_length` columns; off the mask both results are 0. The distribution is
+    softmax(logits / temperature). Three things keep it small: rows go through the model beside others of their
+    length; only response tokens are projected onto the vocabulary; and that in chunks which the backward pass
+    computes again, so no [N, T, V] tensor ever exists.
+    """
+    rows, width = input_ids.shape
+    mask = attention_mask.bool()
+    place = torch.arange(width, device=input_ids.device)
+    # Moved to the left edge, rows need no attention mask: what follows a causal row's last token cannot reach it.
+    shift = (place + mask.long().argmax(1)[:, None]).clamp(max=width - 1)                          # [N, L+T]
+    lengths = mask.sum(1)
+    ids = input_ids.gather(1, shift)
+    is_response = (shift >= width - response_length) & (place < lengths[:, None])
+    order = lengths.argsort(descending=True, stable=True)
+    sorted_lengths = lengths[order].tolist()
+    with mixed_precision(model.device):
+        head, found, where, start = model.get_output_embeddings(), [], [], 0
+        while start < rows:
+            longest = sorted_lengths[start]
+            end = start + sum(1.4 * length > longest for length in sorted_lengths[start:])
+            bucket = order[start:end]                                                              # rows of like length
+            hidden = model.base_model(input_ids=ids[bucket, :longest], use_cache=False).last_hidden_state  # [n, l, d]
+            chosen = is_response[bucket, 1:longest]                                                # [n, l-1]
+            hidden, targets = hidden[:, :-1][chosen], ids[bucket, 1:longest][chosen]               # [m, d], [m]
+            size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+            for h, y in zip(hidden.split(size), targets.split(size)):
+                again = len(targets) > size and torch.is_grad_enabled()
+                found.append(checkpoint(token_logprobs, h, y, head, temperature, use_reentrant=False) if again else
+                             token_logprobs(h, y, head, temperature))
+            where.append((bucket[:, None] * response_length + place[:response_length])[mask[bucket, width - response_length:]])
+            start = end
+        flat = torch.zeros(rows * response_length, device=input_ids.device)
+        logprobs, entropy = (flat.scatter(0, torch.cat(where), torch.cat(values)).view(rows, response_length)
+                             for values in zip(*found))                                            # [N, T] each
+    return logprobs, entropy if with_entropy else None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 5. Advantages (Sec. 2.1)
+
+def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") -> Tensor:
+    """A(y) of each response from the rewards of its group: [N] -> [N], rows grouped by prompt.
+
+    grpo: Eq. 3, (r - mean of the group) / std of the group, unbiased std + 1e-6 as in the authors' code.
+    rloo: r - mean of the *other* responses of the group. reinforce_pp: normalised over the whole batch.
+    """
+    ### BEGIN SOLUTION
+    if estimator == "reinforce_pp":
+        return (rewards - rewards.mean()) / (rewards.std() + 1e-6)
+    groups = rewards.view(-1, group_size)                                                          # [P, G]
+    centred = groups - groups.mean(1, keepdim=True)                                                # [P, G]
+    if estimator == "rloo":  # r - (sum - r) / (G - 1) = (r - mean) G / (G - 1)
+        return (centred * group_size / (group_size - 1)).flatten()
+    return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten()                              # [N]
+    ### END SOLUTION
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 6. Covariance and losses (Sec. 4.2)
+
+def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 10: Cov(y_t) = (log pi(y_t) - mean log pi) (A(y_t) - mean A), means over the tokens of the mask.
+
+    [N, T], [N], [N, T] -> [N, T], 0 off the mask, without gradient. Its mean over the mask is the covariance that
+    Theorem 2 ties to the fall of entropy.
+    """
+    ### BEGIN SOLUTION
+    logprobs, mask = logprobs.detach(), mask.bool()
+    advantages = advantages.detach()[:, None].expand_as(logprobs)                                  # [N, T]
+    deviation = (logprobs - logprobs[mask].mean()) * (advantages - advantages[mask].mean())        # [N, T]
+    return torch.where(mask, deviation, 0.0)
+    ### END SOLUTION
+
+
+def clipped_ratio(config: Config, ratio: Tensor) -> Tensor:
+    """clip(rho, 1 - eps_low, 1 + eps_high) of Eq. 4; without bounds for pg and kl_cov, which do not clip."""
+    if config.method in ("pg", "kl_cov"):
+        return ratio
+    return ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+
+
+def select_tokens(config: Config, logprobs, old_logprobs, advantages, mask, generator=None) -> Tensor:
+    """The tokens that Clip-Cov detaches (Eq. 11) or KL-Cov penalises (Eq. 13): [N, T] bool; all False otherwise.
+
+    clip_cov: floor(r M) tokens picked at random among those with omega_low < Cov < omega_high, but none that the PPO
+    clip has stopped already. kl_cov: the floor(k M) tokens of the highest Cov. M counts the tokens of the mask. A
+    positive r or k selects at least one token, as in the authors' code, but never more than there are.
+    """
+    ### BEGIN SOLUTION
+    mask = mask.bool()
+    selected = torch.zeros_like(mask)
+    share = dict(clip_cov=config.clip_cov_ratio, kl_cov=config.kl_cov_fraction).get(config.method, 0)
+    count = max(1, int(share * int(mask.sum())))
+    if share == 0:
+        return selected
+    covariance = token_covariance(logprobs, advantages, mask)                                      # [N, T]
+    if config.method == "clip_cov":
+        gain, ratio = advantages[:, None], (logprobs.detach() - old_logprobs).exp()
+        stopped = clipped_ratio(config, ratio) * gain < ratio * gain
+        window = (covariance > config.clip_cov_low) & (covariance < config.clip_cov_high)
+        candidates = (window & mask & ~stopped).flatten().nonzero()[:, 0]
+        order = torch.randperm(len(candidates), generator=generator, device=generator.device if generator else None)
+        picked = candidates[order[:count].to(candidates.device)]
+    else:
+        picked = covariance.masked_fill(~mask, -math.inf).flatten().topk(min(count, int(mask.sum()))).indices
+    selected.view(-1)[picked] = True
+    return selected
+    ### END SOLUTION
+
+
+def token_losses(config: Config, logprobs, old_logprobs, advantages, selected, entropy=None, ref_logprobs=None):
+    """The loss of each token, minimised: [N, T], from log-probabilities [N, T], advantages [N] and the selection.
+
+    rho = pi / pi_old. Every method starts from the PPO surrogate, -min(rho A, clip(rho) A) (Eq. 4), and then
+    clip_cov:      the selected tokens have no gradient, and loss 0 (Eq. 12)
+    kl_cov:        no clip; the selected tokens pay beta KL(pi_old || pi), estimated on the token (Eq. 14)
+    entropy_bonus: minus alpha times the entropy (Sec. 4.1); ref_kl: plus beta KL(pi || pi_ref), the k3 estimator
+    grpo, clip_higher: the surrogate itself; pg: without clip, the setting of Fig. 8
+    """
+    ### BEGIN SOLUTION
+    log_ratio = logprobs - old_logprobs.detach()                                                   # [N, T]
+    ratio, gain = log_ratio.exp(), advantages[:, None]
+    loss = -torch.minimum(ratio * gain, clipped_ratio(config, ratio) * gain)
+    if config.method == "clip_cov":
+        return torch.where(selected, 0.0, loss)
+    if config.method == "kl_cov":
+        penalty = dict(abs=log_ratio.abs(), k2=log_ratio ** 2 / 2, k3=ratio - 1 - log_ratio)[config.kl_estimator]
+        return loss + config.kl_cov_coef * torch.where(selected, penalty, 0.0)
+    if config.method == "entropy_bonus":
+        return loss - config.entropy_coef * entropy
+    if config.method == "ref_kl":
+        to_ref = ref_logprobs - logprobs
+        return loss + config.ref_kl_coef * (to_ref.exp() - 1 - to_ref)
+    return loss
+    ### END SOLUTION
+
+
+def policy_loss(config: Config, logprobs, old_logprobs, advantages, mask, generator=None, *, entropy=None,
+                ref_logprobs=None) -> Tensor:
+    """The scalar that one optimizer step minimises: selection, then the mean of the token losses over the mask.
+
+    The arguments hold the whole mini-batch, [N, T] and advantages [N], whatever the micro-batch size.
+    """
+    ### BEGIN SOLUTION
+    selected = select_tokens(config, logprobs, old_logprobs, advantages, mask, generator)
+    losses = token_losses(config, logprobs, old_logprobs, advantages, selected, entropy, ref_logprobs)
+    return losses[mask.bool()].mean()
+    ### END SOLUTION
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 7. Training and evaluation
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that one of k responses drawn from n, of which c are right, is right: 1 - C(n-c, k) / C(n, k)."""
+    ### BEGIN SOLUTION
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+    ### END SOLUTION
+
+
+def collect(config: Config, policy: Policy, problems: list[dict], group_size: int, greedy=False, temperature=1.0,
+            generator=None) -> tuple[Rollouts, Tensor, list[str]]:
+    """Responses to the problems, their rewards [N], and their texts."""
+    rollouts = sample_rollouts(
+        policy.model, [p["ids"] for p in problems], group_size=group_size, max_new_tokens=config.max_new_tokens,
+        temperature=temperature, eos_token_ids=policy.eos_token_ids, pad_token_id=policy.pad_token_id, greedy=greedy,
+        generator=generator)
+    lengths = rollouts.response_mask.sum(1).tolist()
+    responses = rollouts.input_ids[:, -rollouts.response_mask.shape[1]:].tolist()
+    texts = policy.tokenizer.batch_decode([ids[:n] for ids, n in zip(responses, lengths)], skip_special_tokens=True)
+    golds = [p["answer"] for p in problems for _ in range(group_size)]
+    return rollouts, torch.tensor([math_reward(text, gold) for text, gold in zip(texts, golds)]), texts
+
+
+def evaluate(config: Config, policy: Policy, problems: list[dict]) -> tuple[dict, list[dict]]:
+    """avg@k with its standard error over problems, pass@k and greedy accuracy, and a few responses to read.
+
+    The same problems and random numbers at every evaluation of a run, so that two of them differ by the policy alone.
+    """
+    k, right, greedy, samples = config.eval_samples, [], [], []
+    size = max(1, config.prompts * config.group_size // k)
+    generator = seeded(policy.model.device, config.seed, "evaluation")
+    for start in range(0, len(problems), size):
+        batch = problems[start:start + size]
+        _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature, generator=generator)
+        right += rewards.view(-1, k).sum(1).tolist()
+        greedy += collect(config, policy, batch, 1, greedy=True)[1].tolist()
+        samples += [dict(problem=p["problem"], response=text, extracted=extract_answer(text), answer=p["answer"],
+                         reward=reward) for p, text, reward in zip(batch, texts[::k], rewards[::k].tolist())]
+    average = torch.tensor(right, dtype=torch.float64) / k
+    return dict(eval_avg=average.mean().item(), eval_avg_se=(average.std() / len(right) ** 0.5).item(),
+                eval_pass=sum(pass_at_k(k, int(c), k) for c in right) / len(right),
+                eval_greedy=sum(greedy) / len(greedy), eval_k=k), samples[:8]
+
+
+COV_TOP = (0.02, 0.2, 2, 20, 50)  # per cent of the tokens, Table 1
+
+
+def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) -> Tensor:
+    """What a mini-batch looked like to the selection, as one tensor, so that a step costs one transfer: [2 + 6 + 12].
+
+    The share of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1), and of
+    all; and per quadrant the share of the tokens, their part of the mean Cov, and the number selected. Quadrants:
+    advantage above the mean and log-probability above the mean; above, below; below, above; below, below.
+    """
+    gain, log_ratio = advantages[:, None].expand_as(logprobs)[mask], (logprobs - old_logprobs)[mask]  # [M]
+    ratio, covariance = log_ratio.exp(), token_covariance(logprobs, advantages, mask)[mask]
+    stopped = clipped_ratio(config, ratio) * gain < ratio * gain
+    ranked = covariance.sort(descending=True).values
+    tops = [ranked[:max(1, int(len(ranked) * p / 100))].mean() for p in COV_TOP]
+    likely = logprobs[mask] > logprobs[mask].mean()
+    quadrant = 2 * (gain <= gain.mean()).long() + (~likely).long()
+    quarters = [torch.zeros(4, device=gain.device).index_add_(0, quadrant, x.float()) for x in
+                (torch.full_like(gain, 1 / len(gain)), covariance / len(gain), selected[mask])]
+    return torch.cat([torch.stack([stopped.float().mean(), (ratio - 1 - log_ratio).mean(), covariance.mean(), *tops]),
+                      *quarters])
+# What does not shape a run's rows, so that --resume may change it.
+NOT_OF_THE_RUN = ("steps", "out", "resume", "compare", "seeds", "report", "check_theory", "eval_only", "checkpoint_every")
+UPDATE_KEYS = ("updates", "skipped_updates", "loss", "grad_norm", "clip_fraction", "approx_kl", "cov_mean",
+               *(f"cov_top_{p}" for p in COV_TOP), "selected_tokens", "selected_fraction", "quadrant_tokens",
+               "quadrant_cov", "quadrant_selected", "most_selected")
+
+
+def printable(text: str) -> str:
+    """A text with control characters, line ends and lone surrogates escaped, safe to show on a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(error) -> str:
+    """The first line of an error's message."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int):
+    """Run with that many CPU threads, then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def interrupts():
+    """A list that the first Ctrl-C fills, so that a step can be finished; the second raises KeyboardInterrupt."""
+    caught = []
+
+    def handler(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def progress(steps, label: str):
+    """A tqdm bar on a terminal; nothing in a file, where the lines of `train` do its work."""
+    return tqdm(steps, label, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+
+
+
+def update(config: Config, policy: Policy, reference, optimizer, rollouts: Rollouts, rewards: Tensor, step: int) -> dict:
+    """The optimizer steps of one rollout step (Sec. 4.3), and what they looked like.
+
+    Prompts whose responses are all right or all wrong are left out. Each mini-batch, whole groups, is one optimizer
+    step. policy_loss sees the log-probabilities of the whole mini-batch as leaves of the graph; their gradients are
+    then carried into the model one micro-batch at a time, so its size changes nothing but memory.
+    """
+    model, device, size = policy.model, policy.model.device, config.group_size
+    kept = (rewards.view(-1, size).std(1) > 0).nonzero()[:, 0]                                     # [P'] groups
+    row = dict(updates=0, skipped_updates=0, selected_tokens=0)
+    if not len(kept):
+        return row
+    members = (kept[:, None] * size + torch.arange(size)).to(device)                               # [P', G]
+    advantages = torch.zeros(len(rewards), device=device)
+    advantages[members.flatten()] = group_advantages(rewards[members.cpu().flatten()], size, config.advantage).to(device)
+    order = torch.randperm(len(kept), generator=seeded("cpu", config.seed, step, "mini-batches")).to(device)
+    lengths, width = rollouts.response_mask.sum(1), rollouts.response_mask.shape[1]
+    batches = [members[part].flatten() for part in order.tensor_split(min(config.updates, len(kept)))]
+    batches = [batch[lengths[batch].argsort(stable=True)] for batch in batches]  # micro-batches of like length
+
+    def forward(model, rows):
+        return response_logprobs(model, rollouts.input_ids[rows], rollouts.attention_mask[rows], width,
+                                 temperature=config.temperature, with_entropy=config.method == "entropy_bonus")
+
+    @torch.no_grad()
+    def values(model, batch):
+        parts = [forward(model, part) for part in batch.split(config.micro_batch or len(batch))]
+        return [None if x[0] is None else torch.cat(x) for x in zip(*parts)]
+
+    # The old log-probabilities come from the same rows in the same micro-batches as the new ones, so that every
+    # ratio is exactly 1 before the first update. The first mini-batch's are its own, without a forward of their own.
+    old = [None] + [values(model, batch)[0] for batch in batches[1:]]
+    seen, losses, norms, picked = [], [], [], []
+    for number, batch in enumerate(batches):
+        parts = batch.split(config.micro_batch or len(batch))
+        graph = forward(model, batch) if len(parts) == 1 else None
+        logprobs, entropy = (x if x is None else x.detach().requires_grad_() for x in graph or values(model, batch))
+        before = logprobs.detach() if old[number] is None else old[number]
+        gain, mask = advantages[batch], rollouts.response_mask[batch]
+        arguments = (config, logprobs, before, gain, mask)
+        ref_logprobs = values(reference, batch)[0] if reference else None
+        key = (device, config.seed, step, number, "selection")
+        loss = policy_loss(*arguments, seeded(*key), entropy=entropy, ref_logprobs=ref_logprobs)
+        loss.backward()
+        for part, index in zip(parts, torch.arange(len(batch), device=device).split(len(parts[0]))):
+            outputs = graph or forward(model, part)
+            torch.autograd.backward(*zip(*((x, leaf.grad[index]) for x, leaf in zip(outputs, (logprobs, entropy))
+                                           if leaf is not None)))
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if torch.isfinite(loss + norm):  # anything else must not reach the weights
+            optimizer.step()
+        else:
+            row["skipped_updates"] += 1
+        optimizer.zero_grad()
+        with torch.no_grad():
+            selected = select_tokens(*arguments, seeded(*key))  # the same generator: the same tokens
+            seen.append(anatomy(config, logprobs, before, gain, mask, selected))
+            picked.append(rollouts.input_ids[batch, -width:][selected])
+        losses.append(loss.detach())
+        norms.append(norm)
+    table = torch.stack(seen).double()                                                             # [updates, 20]
+    mean, tokens = table.mean(0).tolist(), int(rollouts.response_mask[torch.cat(batches)].sum())
+    picked = Counter(policy.tokenizer.convert_ids_to_tokens(torch.cat(picked).tolist()))
+    selected = table[:, -4:].sum(0).tolist()
+    return row | dict(
+        updates=len(batches), loss=torch.stack(losses).mean().item(), grad_norm=torch.stack(norms).mean().item(),
+        clip_fraction=mean[0], approx_kl=mean[1], cov_mean=mean[2],
+        **{f"cov_top_{p}": value for p, value in zip(COV_TOP, mean[3:8])},
+        selected_tokens=int(sum(selected)), selected_fraction=sum(selected) / tokens, quadrant_tokens=mean[8:12],
+        quadrant_cov=mean[12:16], quadrant_selected=selected, most_selected=dict(picked.most_common(20)))
+
+
+def mean_entropy(config: Config, policy: Policy, rollouts: Rollouts) -> float:
+    """Eq. 5 on given responses: the mean over tokens, then over responses, in nats. With gradients on, they add up."""
+    total = 0.0
+    for part in torch.arange(len(rollouts.input_ids), device=policy.model.device).split(config.micro_batch or 10 ** 9):
+        mask = rollouts.response_mask[part]
+        _, entropy = response_logprobs(policy.model, rollouts.input_ids[part], rollouts.attention_mask[part], mask.shape[1])
+        share = (entropy.sum(1) / mask.sum(1)).sum() / len(rollouts.input_ids)
+        if torch.is_grad_enabled():
+            share.backward()
+        total += share.item()
+    return total
+
+
+@contextlib.contextmanager
+def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: Tensor, row: dict):
+    """Fig. 8 on the real policy: around an update, the change of entropy on the same responses, measured; its
+    first-order prediction <grad H, d theta> from the update that the optimizer made; and the paper's covariance, of
+    advantage and length-normalised log-probability inside each group, also by how many of the group are right."""
+    parameters = list(policy.model.parameters())
+    before = mean_entropy(config, policy, rollouts)
+    slope = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    start = [p.detach().clone() for p in parameters]
+    policy.model.zero_grad()
+    yield
+    with torch.no_grad():
+        row["probe_entropy_change"] = mean_entropy(config, policy, rollouts) - before
+        row["probe_first_order"] = sum((g * (p - s)).double().sum().item() for g, p, s in zip(slope, parameters, start))
+    mask = rollouts.response_mask
+    logprob = ((rollouts.logprobs * mask).sum(1) / mask.sum(1)).cpu().view(-1, config.group_size)  # [P, G]
+    gain = group_advantages(rewards, config.group_size, config.advantage).view(-1, config.group_size)
+    covariance = ((logprob - logprob.mean(1, keepdim=True)) * (gain - gain.mean(1, keepdim=True))).mean(1)
+    right = rewards.view(-1, config.group_size).sum(1).long()
+    row["probe_covariance"] = covariance.mean().item()
+    row["probe_covariance_by_right"] = [covariance[right == n].mean().item() if (right == n).any() else None
+                                        for n in range(config.group_size + 1)]
+
+
+def open_run(config: Config) -> dict | None:
+    """Make the run folder, or under --resume read it: the checkpoint, which is the truth, or None to start."""
+    run = Path(config.out)
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--out {run}: is a file; name a folder")
+    state = None
+    if read_log(run) or (run / "checkpoint.pt").exists():
+        if not config.resume:
+            raise UserError(f"{run} holds a run already: add --resume to go on with it, or choose another --out")
+        kept = read_config(run)
+        changed = [f"--{k.replace('_', '-')} (was {kept.get(k)}, now {v})" for k, v in settings.items() if kept.get(k) != v]
+        if changed:
+            raise UserError(f"--resume {run}: these settings would change its result: {', '.join(changed)}")
+        if (run / "checkpoint.pt").exists():
+            try:
+                state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+                json.loads(state["rows"])
+            except Exception as error:  # a torn zip, a foreign file, a pickle that weights_only refuses
+                raise UserError(f"{run}/checkpoint.pt is damaged ({first_line(error)}): start again in another --out")
+    steps = dict(steps=config.steps, torch=torch.__version__)
+    write(run / "config.json", json.dumps(settings | steps, indent=1) + "\n")
+    rows = json.loads(state["rows"]) if state else []
+    for name in ("metrics.jsonl", "samples.jsonl"):  # what the log has beyond the checkpoint will be done again
+        old = rows if name == "metrics.jsonl" else [r for r in read_log(run, name) if r["step"] <= len(rows) - 1]
+        write(run / name, "".join(json.dumps(r) + "\n" for r in old))
+    return state
+
+
+def write(path: Path, data):
+    """Write a text, or what torch.save takes, so that the file is whole or the old one: to a draft, then renamed."""
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(draft, "wb") as file:
+            file.write(data.encode()) if isinstance(data, str) else torch.save(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise UserError(f"{path} cannot be written ({first_line(error)}); what was there before is untouched")
+
+
+def append(path: Path, rows: list[dict]):
+    """Add lines to a log, at once and for good."""
+    try:
+        with open(path, "a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({first_line(error)}); the last checkpoint is whole: --resume")
+
+
+def read_log(run, name="metrics.jsonl") -> list[dict]:
+    """The rows of a log; a torn last line, of a run that was killed, is left out."""
+    rows, lines = [], Path(run, name).read_text().splitlines(True) if Path(run, name).exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line) | {})
+        except (ValueError, TypeError):
+            if number < len(lines) or line.endswith("\n"):
+                raise UserError(f"{run}/{name}: line {number} is not a JSON object: the log is damaged")
+    return rows
+
+
+def read_config(run) -> dict:
+    """The settings of a run folder."""
+    try:
+        return json.loads(Path(run, "config.json").read_text()) | {}
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{run}: no readable config.json in it; is it a run folder?")
+
+
+def train(config: Config) -> list[dict]:
+    """Train --model on --data by --method and return the rows of metrics.jsonl, one a rollout step.
+
+    Row 0 is the policy before any update. Row s > 0 tells the rollout of step s, sampled before its update, the update,
+    and, on evaluation steps, the policy after it. Everything random is a function of (seed, step) and the checkpoint
+    holds the rest, so a run that is killed and resumed writes the rows of an unbroken one.
+    """
+    state = open_run(config)
+    with cpu_threads(config.threads), interrupts() as interrupted:
+        run, rows = Path(config.out), json.loads(state["rows"]) if state else []
+        policy, held_out, problems = prepare(config, train=True)
+        reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
+        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        if state:
+            policy.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if reference:
+                reference.load_state_dict(state["reference"])
+        if config.method == "kl_cov" and config.updates == 1:
+            print("note: with --updates 1 KL-Cov cannot act: at ratio 1 its penalty has no gradient")
+        with progress(range(len(rows), config.steps + 1), "training") as bar:
+            for step in bar:
+                row = rollout_step(config, policy, reference, optimizer, problems, step)
+                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
+                    result, samples = evaluate(config, policy, held_out)
+                    row |= result
+                    append(run / "samples.jsonl", [dict(step=step) | sample for sample in samples])
+                row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+                rows.append(row)
+                append(run / "metrics.jsonl", [row])
+                bar.set_postfix_str(f"entropy {row['entropy']:.3f} reward {row['reward']:.3f}")
+                if "eval_avg" in row and not sys.stderr.isatty():
+                    print(f"step {step}: entropy {row['entropy']:.3f}, reward {row['reward']:.3f}, avg@{row['eval_k']} "
+                          f"{row['eval_avg']:.3f}, length {row['response_length']:.1f}", flush=True)
+                if row.get("skipped_updates") and not any(r.get("skipped_updates") for r in rows[:-1]):
+                    print(f"step {step}: a loss or gradient was not finite; the update was skipped")
+                hopeless = len(rows) > 3 and all(r["skipped_updates"] == r["updates"] > 0 for r in rows[-3:])
+                last = step == config.steps or interrupted or hopeless
+                if step % config.checkpoint_every == 0 or last:
+                    state = dict(model=policy.model.state_dict(), optimizer=optimizer.state_dict(), rows=json.dumps(rows))
+                    write(run / "checkpoint.pt", state | (dict(reference=reference.state_dict()) if reference else {}))
+                if hopeless:
+                    raise UserError(f"stopped at step {step}: no finite update in three steps; {run} holds the last good "
+                                    "weights; try a lower --lr")
+                if interrupted and step < config.steps:
+                    print(f"stopped after step {step}; to go on, repeat the command with --resume")
+                    raise KeyboardInterrupt
+        policy.model.save_pretrained(run / "policy")
+        policy.tokenizer.save_pretrained(run / "policy")
+        return rows
+
+
+def prepare(config: Config, train: bool):
+    """The policy, the held-out problems, and the training problems without those, each with its prompt's ids."""
+    held_out, problems = load_problems(config, "test"), load_problems(config, "train") if train else []
+    texts = {repr(p["problem"]) for p in held_out}
+    problems = [p for p in problems if repr(p["problem"]) not in texts]
+    if train and len(problems) < config.prompts:
+        raise UserError(f"--data {config.data}: {len(problems)} training problems are fewer than --prompts {config.prompts}")
+    policy = load_policy(config)
+    for source, found in ((config.data, problems), (config.eval_data or config.data, held_out)):
+        for p in found:
+            p["ids"] = policy.encode(p["problem"], config.prompt_template, source.startswith("arithmetic"))
+    return policy, held_out, problems
+
+
+def rollout_step(config: Config, policy: Policy, reference, optimizer, problems: list[dict], step: int) -> dict:
+    """Sample, reward, update: one row of metrics.jsonl. Step 0 only looks."""
+    begun, device, size = time.perf_counter(), policy.model.device, config.prompts
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    epoch, place = divmod(max(step - 1, 0), len(problems) // size)
+    order = torch.randperm(len(problems), generator=seeded("cpu", config.seed, epoch, "data")).tolist()
+    batch = [problems[i] for i in order[place * size:(place + 1) * size]]
+    rollouts, rewards, _ = collect(config, policy, batch, config.group_size, temperature=config.temperature,
+                                   generator=seeded(device, config.seed, step, "rollout"))
+    mask, sampled = rollouts.response_mask, time.perf_counter()
+    lengths = mask.sum(1)
+    last = rollouts.input_ids[torch.arange(len(mask), device=device), lengths - mask.shape[1] - 1]
+    stopped = torch.isin(last, torch.tensor(policy.eos_token_ids, device=device))
+    row = dict(step=step, reward=rewards.mean().item(), entropy=(rollouts.entropy.sum(1) / lengths).mean().item(),
+               response_length=lengths.float().mean().item(), truncated=1 - stopped.float().mean().item(),
+               tokens=int(lengths.sum()), zero_std_groups=int((rewards.view(-1, config.group_size).std(1) == 0).sum()),
+               **dict.fromkeys(UPDATE_KEYS))
+    if step:
+        probe = entropy_probe(config, policy, rollouts, rewards, row) if config.probe else contextlib.nullcontext()
+        with probe:
+            row |= update(config, policy, reference, optimizer, rollouts, rewards, step)
+    seconds = time.perf_counter() - begun
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return row | dict(seconds=seconds, sampling_seconds=sampled - begun, update_seconds=begun + seconds - sampled,
+                      tokens_per_second=row["tokens"] / seconds, peak_memory_mb=memory / 2 ** 20)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 8. The law and the theorems (Sec. 2.4, 3.2)
+
+@dataclass
+class EntropyLaw:
+    """R = -a exp(H) + b (Eq. 6): the accuracy R that a policy of entropy H has bought, and how well the law fits."""
+    a: float
+    b: float
+    r2: float
+    rmse: float
+
+    @property
+    def ceiling(self) -> float:
+        """The accuracy at entropy 0, b - a: what is left to gain when nothing is left to spend."""
+        return self.b - self.a
+
+    def predict(self, entropy):
+        """R at an entropy, or at each of a list."""
+        return -self.a * torch.as_tensor(entropy, dtype=torch.float64).exp() + self.b
+
+
+def fit_entropy_law(entropy, accuracy) -> EntropyLaw:
+    """Eq. 6 by least squares, linear in exp(H), from two lists of equal length.
+
+    Raises UserError with fewer than two different entropies, where no law can be told.
+    """
+    ### BEGIN SOLUTION
+    spent, gained = torch.as_tensor(entropy).double().exp(), torch.as_tensor(accuracy).double()
+    if len(spent) < 2 or spent.max() == spent.min():
+        raise UserError("the law needs points of at least two different entropies")
+    slope = ((spent - spent.mean()) * (gained - gained.mean())).sum() / ((spent - spent.mean()) ** 2).sum()
+    law = EntropyLaw(-slope.item(), (gained.mean() - slope * spent.mean()).item(), 0.0, 0.0)
+    squares = ((gained - law.predict(entropy)) ** 2).sum()
+    law.r2 = (1 - squares / ((gained - gained.mean()) ** 2).sum()).item()
+    law.rmse = (squares / len(gained)).sqrt().item()
+    return law
+    ### END SOLUTION
+
+
+def tabular_step(logits: Tensor, rewards: Tensor, lr: float, rule: str) -> Tensor:
+    """The logits' change in one exact policy-gradient step: eta pi A ("pg") or eta A ("npg"); [..., V] -> [..., V]."""
+    policy = logits.softmax(-1)
+    advantage = rewards - (policy * rewards).sum(-1, keepdim=True)
+    return lr * (policy * advantage if rule == "pg" else advantage)
+
+
+def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str) -> tuple[Tensor, Tensor]:
+    """Theorems 1 and 2 on a softmax policy with a logit per action: (actual, predicted) change of entropy.
+
+    actual: H after one step minus H before. predicted: -eta Cov_{a~pi}(log pi, pi A) for the vanilla policy gradient
+    ("pg", Theorem 1), -eta Cov_{a~pi}(log pi, A) for the natural one ("npg", Theorem 2). Both are Lemma 1,
+    -Cov(log pi, change of the logits). logits, rewards [..., V] -> two tensors [...].
+    """
+    ### BEGIN SOLUTION
+    change = tabular_step(logits, rewards, lr, rule)
+    logprobs, after = logits.log_softmax(-1), (logits + change).log_softmax(-1)
+    policy = logprobs.exp()
+    actual = (policy * logprobs).sum(-1) - (after.exp() * after).sum(-1)
+    mean_change = (policy * change).sum(-1, keepdim=True)
+    predicted = -(policy * (logprobs - (policy * logprobs).sum(-1, keepdim=True)) * (change - mean_change)).sum(-1)
+    return actual, predicted
+    ### END SOLUTION
+
+
+def check_theory(out: str):
+    """Theorems 1 and 2 along a run of exact updates: a table, and a picture. First order, so the error goes as eta^2."""
+    curves = {}
+    for rule, lr, steps, name in (("pg", 0.2, 2000, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
+                                  ("npg", 0.02, 2000, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)")):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(16, 10, generator=generator, dtype=torch.float64)                     # [states, V]
+        rewards = torch.rand(16, 10, generator=generator, dtype=torch.float64)
+        print(f"\n{name}; 16 states, 10 actions, eta {lr}\n   step   entropy   measured dH  predicted dH  "
+              "error(eta) / error(eta/2)")
+        points, ratios = [], []
+        for step in range(steps):
+            actual, predicted = tabular_entropy_change(logits, rewards, lr, rule)
+            half_actual, half_predicted = tabular_entropy_change(logits, rewards, lr / 2, rule)
+            ratio = ((actual - predicted).norm() / (half_actual - half_predicted).norm()).item()
+            entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
+            points.append((entropy, actual.mean().item(), predicted.mean().item()))
+            ratios.append(ratio)
+            if step in (0, 1, 10, 50, 100, 200, 500, 1000, steps - 1):
+                print(f"{step:7d} {entropy:9.4f} {points[-1][1]:13.3e} {points[-1][2]:13.3e} {ratio:12.3f}")
+            logits = logits + tabular_step(logits, rewards, lr, rule)
+        curves[name] = points
+        print(f"halving eta divides the error by {sum(ratios) / len(ratios):.3f} on average over the run (4: second order)")
+    plt = pyplot()
+    if plt:
+        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+        for axis, (name, points) in zip(axes, curves.items()):
+            _, actual, predicted = zip(*points)
+            axis.plot(actual, color=COLORS["grpo"], label="measured")
+            axis.plot(predicted, "--", color=COLORS["kl_cov"], label="predicted")
+            axis.set(title=name, xlabel="update", ylabel="change of entropy (nats)", xscale="symlog")
+            axis.legend()
+        save_figure(figure, Path(out, "theory.png"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 9. Reports and pictures
+
+COLORS = dict(grpo="#000000", clip_higher="#E69F00", clip_cov="#0072B2", kl_cov="#D55E00", entropy_bonus="#009E73",
+              ref_kl="#CC79A7", pg="#56B4E9")  # Okabe and Ito's, safe for the colour-blind
+QUADRANTS = ("A+ p+", "A+ p-", "A- p+", "A- p-")
+
+
+def law_points(rows: list[dict]) -> tuple[list[float], list[float]]:
+    """Entropy and accuracy of the evaluated steps."""
+    points = [(r["entropy"], r["eval_avg"]) for r in rows
+              if all(isinstance(r.get(k), (int, float)) and math.isfinite(r[k]) for k in ("entropy", "eval_avg"))]
+    return [h for h, _ in points], [r for _, r in points]
+
+
+def correlation(x, y) -> str:
+    """Pearson's r and the slope of y on x, as text."""
+    x, y = torch.tensor([x, y], dtype=torch.float64)
+    dx, dy = x - x.mean(), y - y.mean()
+    return f"r = {(dx @ dy / (dx.norm() * dy.norm())).item():.3f}, slope {(dx @ dy / (dx @ dx)).item():.3g}"
+
+
+def report(run) -> None:
+    """Print what a run's log says of the law (Eq. 6), Fig. 2, 5 and 8, Table 1 and the selected tokens."""
+    config, rows = read_config(run), read_log(run)
+    print(f"\n{run}: {config.get('method')}, seed {config.get('seed')}, {len(rows)} rows")
+    if len(rows) < 2:
+        return print("  too short to report on: no update is in the log")
+    entropy, accuracy = law_points(rows)
+    if len(entropy) < len([r for r in rows if "eval_avg" in r]):
+        print("  some evaluations are not finite and are left out")
+    try:
+        law = fit_entropy_law(entropy, accuracy)
+    except UserError as error:
+        return print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
+    print(f"  law (Eq. 6): R = -{law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; R2 {law.r2:.3f}, "
+          f"RMSE {law.rmse:.4f} on {len(entropy)} points")
+    if config.get("method") not in ("grpo", "pg"):
+        print("    the method intervenes on entropy: the paper claims the law for runs without intervention only")
+    if not law.r2 >= 0.9:
+        print("    a poor fit: do not read a and b as properties of the policy")
+    if max(accuracy) - accuracy[0] < 0.02:
+        print("    accuracy did not rise by 0.02: this run did not learn, and its law means nothing")
+    for share, name in ((0.15, "15 %"), (1 / 3, "third")):
+        first = max(3, round(share * len(entropy)))
+        if first < len(entropy) and max(entropy[:first]) > min(entropy[:first]):
+            early = fit_entropy_law(entropy[:first], accuracy[:first])
+            errors = early.predict(entropy[first:]) - torch.tensor(accuracy[first:], dtype=torch.float64)
+            print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE {errors.square().mean().sqrt():.4f} "
+                  f"over the other {len(errors)}, {errors[-1]:+.4f} at the last")
+    for name, share in (("1/12", 1 / 12), ("1/3", 1 / 3)):
+        at = round(share * (len(entropy) - 1))
+        spent, gained = ((v[at] - v[0]) / (v[-1] - v[0]) if v[-1] != v[0] else math.nan for v in (entropy, accuracy))
+        print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain made")
+    updates = [r for r in rows if r.get("cov_mean") is not None]
+    for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
+        means = [sum(r[k] for r in part) / len(part) for k in (*(f"cov_top_{p}" for p in COV_TOP), "cov_mean")] if part else []
+        print(f"  Cov (Table 1), {name}: " + ", ".join(f"top {p} % {m:.3f}" for p, m in zip((*COV_TOP, 100), means)))
+    if updates:
+        shares = [[sum(r[k][i] for r in updates) for i in range(4)] for k in
+                  ("quadrant_tokens", "quadrant_cov", "quadrant_selected")]
+        print("  quadrants (A: advantage, p: probability; + above the mean)   " + "  ".join(f"{q:>7}" for q in QUADRANTS))
+        for name, values in zip(("share of the tokens", "part of the mean Cov", "share of the selected"), shares):
+            total = len(updates) if name[0] == "p" else sum(values) or 1
+            print(f"    {name:60s}" + "  ".join(f"{v / total:7.3f}" for v in values))
+        most = sum((Counter(r["most_selected"]) for r in updates), Counter()).most_common(10)
+        print("  most selected tokens: " + (", ".join(f"{printable(t)} {n}" for t, n in most) or "none"))
+    probed = [r for r in rows if "probe_first_order" in r]
+    if len(probed) > 2:
+        change = [r["probe_entropy_change"] for r in probed]
+        print(f"  entropy change per update (Fig. 8), measured on <grad H, d theta>: "
+              f"{correlation([r['probe_first_order'] for r in probed], change)}")
+        print(f"    measured on the covariance: {correlation([r['probe_covariance'] for r in probed], change)}")
+        for n in range(len(probed[0]["probe_covariance_by_right"])):
+            found = [v for r in probed if (v := r["probe_covariance_by_right"][n]) is not None]
+            if found:
+                print(f"    covariance of prompts with {n} right: {sum(found) / len(found):.4f}")
+
+
+def pyplot():
+    """matplotlib.pyplot for files, or None with a word on how to get it."""
+    try:
+        import matplotlib
+    except ImportError:
+        return print("no pictures: they need matplotlib (pip install matplotlib)")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+                         "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "legend.frameon": False})
+    return plt
+
+
+def save_figure(figure, path: Path):
+    """Write a PNG, and say where."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({first_line(error)})")
+    print(f"picture: {path}")
+
+
+def draw(runs: list, path: Path):
+    """Entropy, accuracy, length and the law for runs of any number, seeds of a method as mean and band; for one run
+    also its covariance beside the change of entropy, the quantiles of Table 1 and the quadrants."""
+    plt = pyplot()
+    if not plt:
+        return
+    groups, styles = {}, {}
+    for run in runs:
+        label = re.sub(r"-seed\d+$", "", Path(run).resolve().name)
+        groups.setdefault((label, read_config(run).get("method")), []).append(read_log(run))
+    figure, axes = plt.subplots(2, 4 if len(runs) == 1 else 2, figsize=(15 if len(runs) == 1 else 9, 6.5), layout="constrained")
+    entropy_axis, accuracy_axis, length_axis, law_axis = axes.flat[:4]
+    for (label, method), logs in groups.items():
+        color = COLORS.get(method, "#777777")
+        line = ("-", "--", ":", "-.")[styles.setdefault(method, itertools.count()).__next__() % 4]
+        for axis, key in ((entropy_axis, "entropy"), (accuracy_axis, "eval_avg"), (length_axis, "response_length")):
+            series = [{r["step"]: r[key] for r in log if r.get(key) is not None} for log in logs]
+            steps = sorted(set.intersection(*map(set, series)))
+            values = torch.tensor([[s[step] for step in steps] for s in series], dtype=torch.float64).view(len(logs), -1)
+            axis.plot(steps, values.mean(0), line, color=color, label=label, linewidth=1.4)
+            if len(logs) > 1:
+                axis.fill_between(steps, values.min(0).values, values.max(0).values, color=color, alpha=0.15, linewidth=0)
+        entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
+        law_axis.scatter(entropy, accuracy, s=9, color=color, alpha=0.6, linewidth=0)
+        with contextlib.suppress(UserError):  # too short for a law
+            law, first = fit_entropy_law(entropy, accuracy), max(3, len(entropy) // 3)
+            grid = torch.linspace(min(entropy), max(entropy), 50)
+            law_axis.plot(grid, law.predict(grid), line, color=color, linewidth=1, label=f"{label}: R² {law.r2:.2f}")
+            if len(runs) == 1 and first < len(entropy):
+                early = fit_entropy_law(entropy[:first], accuracy[:first])
+                law_axis.plot(grid, early.predict(grid), ":", color=COLORS["kl_cov"], label="from the first third")
+    entropy_axis.set(title="Policy entropy (Eq. 5)", xlabel="rollout step", ylabel="nats per token")
+    accuracy_axis.set(title="Held-out accuracy", xlabel="rollout step", ylabel="avg@k")
+    length_axis.set(title="Response length", xlabel="rollout step", ylabel="tokens")
+    law_axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats)", ylabel="avg@k")
+    (accuracy_axis if len(runs) > 1 else law_axis).legend()
+    if len(runs) == 1:
+        draw_covariance(axes.flat[4:], [r for r in logs[0] if r.get("cov_mean") is not None])
+    save_figure(figure, path)
+    plt.close(figure)
+
+
+def draw_covariance(axes, rows: list[dict]):
+    """Four panels on one run's covariance: beside the change of entropy (Fig. 8), Table 1, and the quadrants."""
+    steps, hues = [r["step"] for r in rows], list(COLORS.values())
+    twin = axes[0].twinx()
+    axes[0].plot(steps, [r["cov_mean"] for r in rows], color=hues[3], linewidth=1, label="mean Cov (left)")
+    window = 10
+    falls = [(rows[i]["entropy"] - rows[i + window]["entropy"]) / window for i in range(len(rows) - window)]
+    twin.plot(steps[window // 2:window // 2 + len(falls)], falls, color=hues[2], linewidth=1, label="-dH per step (right)")
+    twin.grid(False)
+    axes[0].set(title="Covariance and the fall of entropy", xlabel="rollout step", ylabel="mean Cov (Eq. 10)")
+    axes[0].legend(handles=axes[0].lines + twin.lines)
+    for p, hue in zip(COV_TOP, hues):
+        axes[1].plot(steps, [r[f"cov_top_{p}"] for r in rows], color=hue, linewidth=1, label=f"top {p} %")
+    axes[1].set(title="Largest covariances (Table 1)", xlabel="rollout step", ylabel="mean Cov", yscale="log")
+    axes[1].legend(ncols=2)
+    for axis, key, title in ((axes[2], "quadrant_cov", "Part of the mean Cov"),
+                             (axes[3], "quadrant_selected", "Tokens selected")):
+        for i, (name, hue) in enumerate(zip(QUADRANTS, hues)):
+            axis.plot(steps, [r[key][i] for r in rows], color=hue, linewidth=1, label=name)
+        axis.set(title=title + ", by quadrant", xlabel="rollout step", ylabel=title.lower())
+        axis.legend(ncols=2, title="A advantage, p probability;\n+ above the mean, - below")
+
+
+def final(rows: list[dict]) -> dict:
+    """The last evaluation of a run, its entropy and length as the mean over the last tenth of the run."""
+    tail = rows[-max(1, len(rows) // 10):]
+    row = dict(next((r for r in reversed(rows) if "eval_avg" in r), {}))
+    return row | {k: sum(r[k] for r in tail) / len(tail) for k in ("entropy", "response_length")}
+
+
+def compare(given: dict):
+    """Train every method on every seed from the same warm policy and problems, then print one table and draw."""
+    out = given.get("out") or "runs"
+    seeds = str(given.get("seeds") or given.get("seed") or 0).split(",")
+    if not all(seed.strip().isdigit() for seed in seeds):
+        raise UserError(f"--seeds {given['seeds']}: give numbers with commas, as in 0,1,2")
+    runs = [Config(**given | dict(method=method, seed=int(seed), out=f"{out}/{method}-seed{int(seed)}", resume=True))
+            for seed in seeds for method in METHODS]
+    done = {}
+    for number, config in enumerate(runs, 1):
+        print(f"[{number}/{len(runs)}] {config.out}", flush=True)
+        done.setdefault(config.method, []).append(train(config))
+    print(f"\n{'method':14s} entropy from    to      avg@k  ± se     pass@k  greedy  length  seconds   "
+          f"({'mean over seeds ' + ', '.join(seeds) if len(seeds) > 1 else 'se over problems'})")
+    for method, logs in done.items():
+        ends, n = [final(rows) for rows in logs], len(logs)
+        mean = {k: sum(e.get(k) or 0 for e in ends) / n for k in ("entropy", "eval_avg", "eval_avg_se", "eval_pass", "eval_greedy",
+                                                                "response_length")}
+        error = torch.tensor([e.get("eval_avg", 0.0) for e in ends]).std().item() / n ** 0.5 if n > 1 else mean["eval_avg_se"]
+        print(f"{method:14s} {sum(rows[0]['entropy'] for rows in logs) / n:12.3f} {mean['entropy']:6.3f} {mean['eval_avg']:9.3f} "
+              f"{error:6.3f} {mean['eval_pass']:9.3f} {mean['eval_greedy']:7.3f} {mean['response_length']:7.1f} "
+              f"{sum(r['seconds'] for rows in logs for r in rows) / n:8.0f}")
+    draw([config.out for config in runs], Path(out, "comparison.png"))
+
+
+def summary(config: Config, rows: list[dict]):
+    """The table at the end of a run, and what it should make its reader wonder about."""
+    first, last = rows[0], final(rows)
+    print(f"\n{config.method} on {config.data}, {config.model}, seed {config.seed}, {len(rows) - 1} steps\n"
+          f"{'':18s}{'step 0':>10}{'end':>10}")
+    for name, key in (("entropy (nats)", "entropy"), ("response length", "response_length"),
+                      (f"avg@{config.eval_samples}", "eval_avg"), ("  standard error", "eval_avg_se"),
+                      (f"pass@{config.eval_samples}", "eval_pass"), ("greedy", "eval_greedy")):
+        if key in first and key in last:
+            print(f"{name:18s}{first[key]:10.3f}{last[key]:10.3f}")
+    if last["entropy"] > 1.2 * first["entropy"]:
+        print("entropy rose above its start, an explosion: select fewer tokens (--kl-cov-fraction, --clip-cov-ratio), lower "
+              "--entropy-coef, or take fewer --updates")
+    rewards = [r["reward"] for r in rows]
+    if sum(rewards[-10:]) / len(rewards[-10:]) < 0.5 * max(rewards):
+        print("the reward fell to less than half of its best: lower --lr")
+    for sample in read_log(config.out, "samples.jsonl")[-2:]:
+        print(f"sample: {printable(str(sample['problem']))} -> {printable(sample['response'])[:400]} "
+              f"(answer {printable(sample['answer'])}, reward {sample['reward']:.0f})")
+    print(f"run folder: {config.out}; next: python entropy_rl.py --report {config.out}, or --compare")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 10. Command line
+
+def parse(arguments: list[str] | None) -> dict:
+    """The flags that were given, by the names of Config's fields."""
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise UserError(message)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                    argument_default=argparse.SUPPRESS)
+    for f in fields(Config):
+        meta, flag = f.metadata, "--" + f.name.replace("_", "-")
+        default = f"{meta['tiny']} tiny, {meta['real']} real" if meta["tiny"] is not None else f.default
+        text = meta["help"].replace("%", "%%") + (f" [{default}]" if default not in ("", None, False) else "")
+        if f.type == "bool":
+            parser.add_argument(flag, action="store_true", help=text)
+        elif f.type == "list":
+            parser.add_argument(flag, nargs="+", metavar="RUN", help=text)
+        else:
+            kind = dict(int=int, float=float, str=str)[f.type]
+            parser.add_argument(flag, type=kind, help=text, metavar="|".join(meta["choices"] or ()) or kind.__name__.upper())
+    return vars(parser.parse_args(arguments))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the flags say; the exit status."""
+    try:
+        given = parse(arguments)
+        config = Config(**given)
+        if config.check_theory:
+            check_theory(given.get("out", "runs"))
+        elif config.report:
+            for run in config.report:
+                report(run)
+            single = Path(config.report[0])
+            draw(config.report, single / "report.png" if len(config.report) == 1 else single.parent / "comparison.png")
+        elif config.compare:
+            compare(given)
+        elif config.eval_only:
+            with cpu_threads(config.threads):
+                policy, held_out, _ = prepare(config, train=False)
+                print(json.dumps(evaluate(config, policy, held_out)[0], indent=1))
+        else:
+            rows = train(config)
+            draw([config.out], Path(config.out, "report.png"))
+            summary(config, rows)
+        return 0
+    except UserError as error:
+        message = str(error)
+    except torch.OutOfMemoryError:
+        message = "out of GPU memory: lower --micro-batch if it was in an update, --prompts or --max-new-tokens if in sampling"
+    except KeyboardInterrupt:
+        return 130
+    print(f"entropy_rl.py: {first_line(message)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
