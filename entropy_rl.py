@@ -26,12 +26,14 @@ A rollout is one batch of responses; a mini-batch is one optimizer step; a micro
 from __future__ import annotations
 
 import argparse
+import cmath
 import contextlib
 import copy
 import hashlib
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -41,11 +43,18 @@ import signal
 import sys
 import tempfile
 import time
+import unicodedata
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -84,7 +93,7 @@ class Config:
     eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
-    steps: int = setting(None, "rollout steps", 250, 200, low=1)
+    steps: int = setting(None, "rollout steps", 300, 200, low=1)
     prompts: int = setting(None, "prompts a rollout step (paper: 256)", 64, 64, low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
     updates: int = setting(None, "optimizer steps a rollout step, one mini-batch each (paper: 8)", 4, 8, low=1)
@@ -109,7 +118,7 @@ class Config:
 
     eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 10, 20, low=0)
     eval_problems: int = setting(None, "held-out problems", 256, 200, low=1)
-    eval_samples: int = setting(None, "k of avg@k and pass@k", 16, 4, low=1)
+    eval_samples: int = setting(None, "k of avg@k and pass@k", 8, 4, low=1)
     eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
     gradient_checkpointing: bool = setting(False, "less memory, about a third more time in updates")
     checkpoint_every: int = setting(None, "rollout steps between checkpoints", 1, 20, low=1)
@@ -168,16 +177,455 @@ def seeded(device, *key) -> torch.Generator:
 # ---------------------------------------------------------------------------------------------------------------
 # 2. The reward: a verifier (Sec. 2.1)
 
+# One notation inside: sets ⦃ ⦄, matrices ⟦ ⟧ with rows ended by ¶, words in "quotes" (else they are products of
+# variables), and ";" for what joins several answers: "and", "or", the union sign.
+_SYMBOLS = str.maketrans(dict(zip("−–—×·⋅÷∪≦≧⟨⟩º′\"", "---***/;≤≥()°' ")) | {
+    "√": "\\sqrt ", "∛": "\\sqrt[3]", "ℝ": "(-∞,∞)"} | {
+    digit: f"^{value}" for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {
+    char: "\\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", char).split("⁄")) for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"})
+_MACROS = {macro: meaning for meaning, macros in {
+    "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle mathbf boldsymbol bm mathit mathbb "
+        "mathbin mathrel underline ( ) [ ]", " ": ", ; : > quad qquad", "%": "%", "$": "$", "¶": "\\", ":": "colon",
+    "*": "cdot times ast", "/": "div", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "°": "circ degree",
+    "≤": "le leq leqslant", "≥": "ge geq geqslant", "<": "lt", ">": "gt", "≠": "ne neq", "∈": "in", ";": "cup vee",
+    "⦃": "{ lbrace", "⦄": "} rbrace", "|": "| vert mid lvert rvert", "(": "langle", ")": "rangle rfloor rceil",
+    "\\floor(": "lfloor", "\\ceil(": "lceil", "\\frac": "dfrac tfrac cfrac", "\\binom": "dbinom tbinom",
+    "\\overline": "bar dot", "...": "ldots dots cdots",
+    "\\text": "textbf textit textrm textsf textnormal mathrm mathsf mbox emph operatorname",
+    }.items() for macro in macros.split()} | {" ": " "}
+_WORDS = {word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten "
+          "eleven twelve thirteen fourteen fifteen sixteen".split())} | {
+    "and": ";", "or": ";", "infinity": "∞", "percent": "%", "degree": "°", "degrees": "°", "deg": "°",
+    "hundred": "*10^2", "thousand": "*10^3", "million": "*10^6", "billion": "*10^9", "trillion": "*10^12"}
+_UNITS = dict(pair.split(":") for pair in (
+    "cm:centimeter mm:millimeter km:kilometer m:meter in:inch inche:inch ft:foot feet:foot yd:yard mi:mile s:second "
+    "sec:second min:minute h:hour hr:hour kg:kilogram g:gram mg:milligram lb:pound oz:ounce usd:dollar l:liter "
+    "ml:milliliter c:celsius f:fahrenheit mph:mile/hour am:am pm:pm sq:2 square:2 squared:2 cubic:3 cubed:3 per:/"
+).split())
+_NO_UNITS = set("not no than more less least most maybe plus minus times wrong dozen half root factorial mod".split())
+_FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan sinh cosh tanh exp".split()} | {
+    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
+    "lg": cmath.log10, "sec": cmath.cos, "csc": cmath.sin, "cot": cmath.tan,
+    "abs": abs, "floor": math.floor, "ceil": math.ceil}
+_KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
+_VARIABLE = re.compile(
+    r"[A-Za-df-hj-z](?:_\w+)?'*|[ei](?:_\w+'*|'+)|∞|(?:var)?(?:[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|epsilon|zeta|eta|"
+    r"[Tt]heta|iota|kappa|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau|upsilon|[Pp]hi|chi|[Pp]si|[Oo]mega)")
+_TOKEN = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE](?:-?[0-9]{1,3}(?![0-9])|\+[0-9]{2,3}(?![0-9])))?"
+                    rf"|\\?(?:{_KNOWN})|\\[A-Za-z]+|[A-Za-z](?:_(?:\w|\{{\w+\}}))?'*|\S")
+_NAME = re.compile(     # what may stand before "=": x, x_1, AB, f(x), f^{-1}(x), (x, y), \angle A, "Area"
+    r'(?:"[^"]*"|\\[A-Za-z]+|m(?=\\)| )*(?:[A-Za-z](?:_(?:\w|\{\w+\}))?\'*|[A-Z]+)?(?:\^\{?-1\}?)? ?'
+    r'(?:\([A-Za-z, ]+\)|⟦[A-Za-z¶ ]+⟧)?')
+_BASE = re.compile(r'(-?)[({]?([0-9A-Z]+)[)}]? ?(?:_|_? ?[({]? ?"base") ?\{? ?(?:"base" ?)?([0-9]{1,2}) ?[})]*')
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_DIGITS, _CONSTANTS = ".0123456789", {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}
+_OPERATORS = {"+": operator.add, "-": operator.sub, "/": operator.truediv}
+_BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 4, "!": 5, "°": 5}
+_MAX_TEXT, _MAX_ITEMS, _MAX_TOKENS, _MAX_DEPTH, _MAX_BITS = 1000, 50, 300, 50, 20000
+
+
 def extract_answer(text):
-    m = re.findall(r"\\boxed\{([^{}]*)\}", text or "")
-    if m: return m[-1]
-    m = re.search(r"####\s*(\S+)", text or "")
-    return m[1] if m else None
+    """The final answer of a response as text, or None where it states none (or is no text).
+
+    It is the content of the last \\boxed{} or \\fbox{} with balanced braces (also `\\boxed 7`), else the last line
+    `#### n`, else what follows the last "answer is" or "answer:". What stands inside <think>...</think> does not
+    count; an unclosed <think> hides the rest, and a </think> never opened hides what came before it."""
+    ### BEGIN SOLUTION
+    if not isinstance(text, str):
+        return None
+    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.split(r"</think>", text, flags=re.IGNORECASE)[-1][-300000:]
+    answer, start, opened = None, -1, []        # opened: where the content of a box begins, or None for another brace
+    for token in re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s${}]+)?|\\.|[{}]", text, re.DOTALL):
+        if token[0] == "{" or token[1] == "{":
+            opened.append(token.end() if token[1] else None)
+        elif token[0] == "}":
+            begin = opened.pop() if opened else None
+            if begin is not None and begin > start:
+                answer, start = text[begin:token.start()].strip(), begin
+        elif token[1]:
+            answer, start = token[1].strip(".,;"), token.start()
+    if answer is None:
+        lines = [line.strip() for line in re.findall(r"####([^\n]*)", text)]
+        numbers = [line for line in lines if re.search("[0-9]", line) and not re.search("[A-Za-z]", line)]
+        phrases = re.split(r"answer(?: is|:)", text, flags=re.IGNORECASE)[1:]
+        phrase = re.split(r"\.(?:\s|$)|\n", phrases[-1].strip(" :*\n"))[0].strip(" *") if phrases else None
+        answer = numbers[-1] if numbers else phrase or None
+    return answer
+    ### END SOLUTION
+
+
+def _word(match):
+    """A quoted or bare run of letters is a symbol, a function, a word, or else a product of variables."""
+    word, before = match[0].strip('"'), match.string[max(0, match.start() - 2):match.start()]
+    if word.lower() in _WORDS:
+        return f" {_WORDS[word.lower()]} "
+    if word in ("e", "i") or word[0] == "\\" or re.fullmatch(f"[a-z]?(?:{_KNOWN})[a-zA-Z]?", word):
+        return word
+    bare_word = len(word) > 3 or word.lower() in _UNITS or re.search(r"[0-9}] $", before)
+    return f' "{word}" ' if bare_word or match[0][0] == '"' else word
+
+
+def _thousands(match):
+    """Drop the separators; but a comma inside brackets separates entries."""
+    inside = re.search(r"[(\[⦃]", match.string[:match.start()])
+    return match[0] if match[2] == "," and inside else match[0].replace(match[2], "")
+
+
+def _repeating(match):
+    """0.1\\overline{6}, 0.1(6) and 0.1666... as exact fractions."""
+    whole, fixed, period = [group for group in match.groups() if group is not None]
+    value = Fraction(f"0{whole}.{fixed}0") + Fraction(int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
+    return f"({value.numerator}/{value.denominator})"
+
+
+def _mixed(match):
+    """2\\frac{1}{3} and 2 1/3 are sums, where the fraction is proper."""
+    whole, top, bottom = [group for group in match.groups() if group]
+    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
+
+
+_REWRITES = [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in (
+    (r"\s+", " "), (r"(?<!\\)\$", " "), (r"^\s*\*\*([^*]*)\*\*\s*$", r"\1"), (r"\*\*", "^"), ("~", " "),
+    ("<=", "≤"), (">=", "≥"),
+    (r"[α-ωΑ-Ω]", lambda char: "\\%s " % unicodedata.name(char[0]).split()[-1].lower()),
+    (r"\\mathbb\s*(?:\{\s*R\s*\}|R)|\\R\b", "(-∞,∞)"),
+    (r"\\begin\s*\{\w*(?:matrix|array)\}(?:\s*\{[lcr|]*\})?", "⟦"), (r"\\end\s*\{\w*(?:matrix|array)\}", "⟧"),
+    (r"(?:,\s*\\!|\{,\})\s*(?=[0-9]{3}(?![0-9]))|\s*\\!\s*", ""), (r"\{,\}", "."),   # 1,\!000 1{,}000 3{,}14
+    (r"\\([A-Za-z]+|.)", lambda macro: _MACROS.get(macro[1], macro[0])),
+    (r"\^\s*(?:\{\s*°\s*\}|°)", "°"), (r"\b([apAP])\.\s?[mM]\b\.?", r"\1m"),
+    *[(r"\\text\s*\{([^{}0-9]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+      (r"\\text\s*\{([^{}]*)\}", r" \1 ")] * 2,                                 # a text with digits is not words
+    (r"\s+", " "), (r"[(\[] ?⟦", "⟦"), (r"(?:¶ ?)?⟧ ?[)\]]|¶ ?⟧", "⟧"), (r"° ?([CF])\b", r'° "\1"'),
+    (r"([)\]]) ?U ?(?=[(\[])", r"\1;"), (r"^ ?([A-Za-z]) in (?=[(\[⦃])", r"\1∈"),
+    (r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]{2,}', _word), (r"\s+", " "),
+    (r"(?<![0-9.,_^'])([1-9][0-9]{0,2})([, '_])[0-9]{3}(?:\2[0-9]{3})*(?![0-9]|,[0-9])", _thousands),
+    (r"(?<![0-9])([0-9]*)\.([0-9]*)(?:\\overline ?\{([0-9]+)\}|\(([0-9]+)\))", _repeating),  # 0.1\overline{6}, 0.1(6)
+    (r"(?<![0-9])([0-9]*)\.([0-9]{0,9}?)(?:([0-9])\3{2,9}|([0-9]{2,9})\4{1,9})\.\.\.", _repeating),     # 0.1666...
+    (r"\\overline(?![A-Za-z])", ""),
+    (r"\\frac ?([0-9])", r"\\frac{\1}"), (r"(\\frac ?\{[0-9]+\}) ?([0-9])", r"\1{\2}"),
+    (r"(?<![0-9.^_/])([0-9]+) ?(?:\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}|(?<= )([0-9]+) ?/ ?([0-9]+)(?![0-9.]))",
+     _mixed))]
+
+
+def _normalise(text):
+    """One spelling for what can be written in several ways."""
+    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS))
+    _need(len(text) < 3 * _MAX_TEXT)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return text.strip(" ,;:").rstrip(". ")
+
+
+def _need(condition):
+    if not condition:
+        raise ValueError("not an expression, or beyond the bounds")
+
+
+def _compute(tokens, point, notes, binding=0, depth=0):
+    """The value of a reversed token list, by precedence climbing: an exact Fraction, or a complex float.
+    Variables take fixed values at the sample point `point` (None: there are none). `notes` collects literals too long
+    for a float and "unfinished" for arithmetic left to do."""
+    def operand(binding=9):
+        return _compute(tokens, point, notes, binding, depth + 1)
+
+    token = tokens.pop()
+    name = token.lstrip("\\")
+    _need(depth <= _MAX_DEPTH)
+    if token in ("+", "-"):
+        left = operand(max(binding, 1)) * (1 if token == "+" else -1)
+    elif token in _CLOSING:
+        left = operand(0)
+        _need(tokens.pop() == _CLOSING[token])
+    elif token[0] in _DIGITS:
+        left = Fraction(token)
+        notes |= {left} if len(token.replace(".", "").strip("0")) > 9 else set()
+    elif name in ("frac", "binom"):
+        left, right = operand(), operand()
+        left = left / right if name == "frac" else Fraction(math.comb(_whole(left), _whole(right)))
+    elif name == "sqrt":
+        index = operand() if tokens[-1] == "[" else 2
+        left = _power(operand(), Fraction(1) / index, point)
+    elif name in _FUNCTIONS:
+        base, exponent = (operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^")
+        argument = operand(9 if tokens[-1] in _CLOSING else 3)
+        name, exponent = ("arc" + name, None) if exponent == -1 else (name, exponent)
+        left = (cmath.log(argument, base) if base else _FUNCTIONS[name](argument)) * Fraction(1)
+        _need(point is None or not isinstance(argument, Fraction) or not left.imag)
+        left = _power(1 / left if name in ("sec", "csc", "cot") else left, exponent or Fraction(1), point)
+    else:
+        left = _CONSTANTS[name] if name in _CONSTANTS else _sample(name, point)
+    while tokens and tokens[-1] not in _CLOSING.values():
+        token = tokens[-1] if tokens[-1] in _BINDING else ""        # "": a product without sign
+        in_argument = binding == 3 and not token and tokens[-1].lstrip("\\") not in _FUNCTIONS
+        if _BINDING.get(token, 2) <= binding and not in_argument:
+            break
+        _need(tokens.pop() if token else tokens[-1][0] not in _DIGITS)      # "2 3" is no product
+        scientific = tokens[-2:] == ["^", "10"]
+        if token in ("!", "°"):
+            left = Fraction(math.factorial(_whole(left))) if token == "!" else left * (math.pi / 180)
+        elif token == "^":
+            left = _power(left, operand(3.5), point)
+        else:
+            right = operand(_BINDING.get(token, 2))
+            mixed_number = token == "+" and left.denominator == 1 and 0 < right < 1 if _exact(left, right) else True
+            notes |= {"unfinished"} if token in ("+", "-", "*") and not mixed_number and not scientific else set()
+            left = _OPERATORS.get(token, operator.mul)(left, right)
+        _need(_bits(left) < _MAX_BITS)
+    return left
+
+
+def _exact(*values):
+    return all(isinstance(value, Fraction) for value in values)
+
+
+def _whole(value):
+    _need(value.denominator == 1 and 0 <= value < 3000)
+    return int(value)
+
+
+def _bits(value):
+    return value.numerator.bit_length() + value.denominator.bit_length() if _exact(value) else 0
+
+
+def _power(base, exponent, point):
+    if _exact(exponent) and exponent.denominator == 1:
+        _need(abs(exponent) * _bits(base) < _MAX_BITS)
+        return base ** int(exponent)
+    if _exact(base, exponent) and base < 0 and exponent.denominator % 2:        # the cube root of -8 is -2
+        return complex((-1) ** exponent.numerator * float(-base) ** float(exponent))
+    _need(point is None or not _exact(base) or base >= 0)                       # variables are real
+    return complex(base) ** complex(exponent)
+
+
+def _sample(name, point):
+    """A fixed pseudo-random value of a variable: positive, in (0, 1), of any sign, negative."""
+    _need(point is not None and _VARIABLE.fullmatch(name))
+    code = zlib.crc32(f"{name}/{point}".encode())
+    size = Fraction(2 + code % 95, 101 if point == 1 else 1)
+    return -size if point == 3 or point == 2 and code & 256 else size
+
+
+class _Leaf(NamedTuple):
+    text: str
+    values: tuple = ()      # one, or one a sample point (None: undefined there); empty: compared as text
+    variables: frozenset = frozenset()
+    notes: frozenset = frozenset()
+    unit: str = ""
+
+
+@lru_cache(maxsize=1024)
+def _leaf(text):
+    """A number or an expression, with a unit; what is neither has no values."""
+    base = _BASE.fullmatch(text)
+    if base and not _VARIABLE.fullmatch(base[2]):
+        digits = int(base[2], 10 if base[2].isdigit() else 36)
+        return _Leaf(text, (Fraction(-digits if base[1] else digits),), unit=f"base {base[3]}")
+    unit = {"$": "dollar", "€": "euro", "£": "pound"}.get("".join(re.findall("[$€£]", text)), "")
+    head = re.sub("[$€£]", " ", text) if unit else text
+    tail = re.search(r'(?: ?[/*]? ?"[^"]*"(?: ?\^ ?\{?-?[0-9]\}?)?| ?[%°])+ ?$', head)
+    if tail and not re.search("sin|cos|tan|sec|csc|cot", head[:tail.start()]):
+        words = re.findall(r"[^\W\d_]+|[0-9%°/]", tail[0].lower().replace("metre", "meter").replace("°", " degree "))
+        words = [_UNITS.get(word) or _UNITS.get(word.rstrip("s"), word.rstrip("s")) for word in words]
+        head, unit = head[:tail.start()], " ".join(sorted(words, key=str.isdigit)).replace(" / ", "/")
+        if _NO_UNITS & set(words) or unit.isdigit() or any(len(word) == 1 and word.isalpha() for word in words):
+            return _Leaf(text)
+    tokens = _TOKEN.findall(re.sub(r"\|([^|]*)\|", r" abs(\1)", head))
+    tokens = [re.sub("[{}]", "", token) if "_" in token else token for token in tokens]
+    variables = frozenset(name for name in (token.lstrip("\\") for token in tokens) if _VARIABLE.fullmatch(name))
+    values, notes = [], set()
+    for point in range(4) if variables else (None,):
+        try:
+            stack = tokens[::-1] if len(tokens) <= _MAX_TOKENS else []
+            value = _compute(stack, point, notes)
+            values.append(None if stack or not cmath.isfinite(value) else value)
+        except (ValueError, ArithmeticError, TypeError, AttributeError, IndexError, KeyError):
+            values.append(None)
+    return _Leaf(text, tuple(values) if set(values) != {None} else (), variables, frozenset(notes), unit)
+
+
+def _split(text, separators):
+    """Split at separators outside brackets; returns the parts and what stood between them."""
+    parts, found, depth = [""], [], 0
+    for char in text:
+        depth += (char in "([{⦃⟦") - (char in ")]}⦄⟧")
+        if depth == 0 and char in separators:
+            parts.append("")
+            found.append(char)
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts], found
+
+
+def _wrapped(text, pairs):
+    """Whether the whole text stands in one pair of brackets."""
+    depths = accumulate((char in "([{⦃⟦") - (char in ")]}⦄⟧") for char in text[:-1])
+    return text[:1] + text[-1:] in pairs.split() and 0 not in depths
+
+
+def _read(text, depth=0):
+    """The structure of a normalised answer: a _Leaf, (kind, parts), or ("=", name, value, difference)."""
+    text = re.sub(r"^[A-Za-z] ?∈", "", text).strip()
+    while _wrapped(text, "{} ⦃⦄ ⟦⟧") and depth < 6:
+        text, depth = text[1:-1].strip(), depth + 1
+    if not text or depth > 6:
+        return _Leaf(text)
+    for kind, separators in (("()", "¶"), ("&", "&"), ("list", ",;")):      # rows of a matrix: a column is a point
+        parts, _ = _split(text, separators)
+        if len(parts) == 1 and kind == "list" and re.search("[±∓]", text) and text.count("±") < 4:
+            count = -1 if "∓" in text else 1        # ∓ follows ±, but several ± are independent
+            parts = [text.replace("±", plus, count).replace("∓", minus, count) for plus, minus in ("+-", "-+")]
+        if len(parts) > 1:
+            _need(len(parts) <= _MAX_ITEMS)
+            items = [_read(part, depth + 1) for part in parts if part]
+            if kind == "list":
+                items = [item for reading in items for item in (reading[1] if reading[0] == kind else [reading])]
+            _need(0 < len(items) <= _MAX_ITEMS)
+            return items[0] if len(items) == 1 else (kind, items)
+    head, *tail = text.split("≈")
+    if tail:                # what follows ≈ only rounds the value before it
+        text = f"{head}={tail[0]}" if head and _NAME.fullmatch(head) else head or tail[0]
+    parts, operators = _split(text, "=<>≤≥≠")
+    if operators:
+        return _read_relation(parts, operators, depth)
+    parts, _ = _split(text[1:-1], ",") if _wrapped(text, "() [] (] [)") else ([], None)
+    if len(parts) > 1:
+        return (text[0] + text[-1], [_read(part, depth + 1) for part in parts])
+    parts, _ = _split(text, ":")
+    return (":", [_read(part, depth + 1) for part in parts]) if len(parts) > 1 else _leaf(text)
+
+
+def _read_relation(parts, operators, depth):
+    """-2 <= x < 7 is an interval, x = 5 and x+y = 7 state a value; else the difference of the sides counts."""
+    if set(operators) <= set(">≥"):
+        parts, operators = parts[::-1], [{">": "<", "≥": "≤"}[operator] for operator in operators[::-1]]
+    names = [index for index, part in enumerate(parts) if _VARIABLE.fullmatch(part.lstrip("\\"))]
+    if set(operators) <= set("<≤") and len(names) == 1 and (len(parts) == 2 or len(parts) == 3 and names == [1]):
+        ends = ["-∞", *parts, "∞"][names[0]:names[0] + 3:2]
+        below, above = ["<", *operators, "<"][names[0]:names[0] + 2]
+        return ("([" [below == "≤"] + ")]"[above == "≤"], [_read(end, depth + 1) for end in ends])
+    difference = _leaf(f"({parts[0]})-({parts[1]})")        # up to a factor, which is positive for an inequality
+    scale = next((value for value in difference.values if value and len(parts) == 2), None)
+    if scale is not None:
+        scale = scale if operators[0] in "=≠" else abs(scale)
+        difference = difference._replace(values=tuple(value and value / scale for value in difference.values))
+    text = operators[0].join(parts)
+    difference = difference._replace(text=text, unit=operators[0]) if scale else _Leaf(text)
+    if set(operators) != {"="}:
+        return difference
+    if len(parts) == 2 and _NAME.fullmatch(parts[1]) and not _NAME.fullmatch(parts[0]):
+        parts = parts[::-1]
+    name = parts[0] if _NAME.fullmatch(parts[0]) else None
+    left = re.sub(r"\([^()]*\)|_\w|_\{\w*\}", "", parts[0])
+    named = name is not None or bool(re.search("[A-Za-z]", left) and not re.search("[0-9]", left))
+    values = [_read(part, depth + 1) for part in parts[named:]]
+    stated = all(_same(values[-1], value) for value in values) and name not in getattr(values[-1], "variables", ())
+    return ("=", name, values[-1] if stated else None, difference)
+
+
+def _same(prediction, gold):
+    if isinstance(prediction, _Leaf) and isinstance(gold, _Leaf):
+        return _same_leaf(prediction, gold)
+    if prediction[0] == gold[0] == "=":
+        clash = prediction[1] != gold[1] and len(prediction[1] or "") == len(gold[1] or "") == 1       # x = 5, y = 5
+        stated = None not in prediction[:3] + gold[:3] and not clash
+        return stated and _same(prediction[2], gold[2]) or _same_leaf(prediction[3], gold[3])
+    if prediction[0] == "=" or gold[0] == "=":
+        value, gold_value = (reading[2] if reading[0] == "=" else reading for reading in (prediction, gold))
+        return None not in (value, gold_value, gold[1]) and _same(value, gold_value)
+    if prediction[0] != gold[0] or len(prediction[1]) != len(gold[1]):
+        return False
+    if gold[0] != "list":
+        return all(map(_same, prediction[1], gold[1]))
+    rest = list(gold[1])
+    for item in prediction[1]:
+        found = next((index for index, other in enumerate(rest) if _same(item, other)), len(rest))
+        del rest[found:found + 1]
+    return len(rest) == 0
+
+
+def _same_leaf(prediction, gold):
+    units, values = (prediction.unit, gold.unit), prediction.values + gold.values
+    readable = bool(prediction.values and gold.values)
+    if not readable or '"' in gold.text:
+        same_words = _plain_words(prediction.text) == _plain_words(gold.text) != ""
+        if same_words or not readable:
+            return same_words
+    if units[0] != units[1] and (all(units) or units[0][:4] == "base") and units != ("base 10", ""):
+        return False
+    unfinished = "unfinished" in prediction.notes - gold.notes and not gold.variables and _exact(*gold.values)
+    inexact = not _exact(*values) and (prediction.notes ^ gold.notes) - {"unfinished"}
+    if unfinished or inexact or prediction.variables != gold.variables:
+        return False
+    pairs = [pair for pair in zip(prediction.values, gold.values) if None not in pair]
+    factors = {("%", ""): (1, Fraction(1, 100)), ("", "%"): (1, 100)}.get(units, (1,))
+    return bool(pairs) and any(all(_close(left * factor, right) for left, right in pairs) for factor in factors)
+
+
+def _close(left, right):
+    """Equality; floats to 1e-10, and a float equals a fraction only if that is a simple one."""
+    if _exact(left, right):
+        return left == right
+    simple = all(value.denominator < 20000 for value in (left, right) if _exact(value))
+    return simple and abs(left - right) <= (1e-13 if left == 0 or right == 0 else 1e-10 * abs(right))
+
+
+def _squeeze(text):
+    """Spaces matter only between digits, braces around one character never."""
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", re.sub(r"\{ ?(\w) ?\}", r" \1 ", text))
+
+
+def _plain_words(text):
+    """Words are compared without regard to case, an article or brackets; anything with digits as it stands."""
+    if re.search("[0-9]", text):
+        return _squeeze(text)
+    return re.sub(r'^"?(?:an?|the)"? |["().\s]', "", text.strip().casefold())
+
+
+def _decimal(text):
+    """A plain decimal of any length in canonical form, else None."""
+    match = re.fullmatch(r"([-+]?)0*([0-9]*)(?:\.([0-9]*))?", text.strip())
+    digits = match and (match[2], (match[3] or "").rstrip("0"))
+    return (match[1] == "-" and any(digits), *digits) if match and re.search("[0-9]", text) else None
+
 
 def answers_match(prediction, gold):
-    return prediction is not None and prediction.strip() == gold.strip()
+    """Whether a predicted answer means the same as the reference answer `gold`. Never raises; only text matches.
+
+    Numbers, expressions, equations, inequalities, tuples, intervals, unions, sets, lists, matrices, ratios, numbers
+    in another base, choice letters and words are compared by meaning, whatever their spelling. Matters of taste:
+    - Exact: 0.33 is not 1/3, 3.14 is not pi. Unreduced 6/8 is 3/4; factored, expanded and reordered are the same.
+    - Where the gold is a plain number, a sum, difference or product left to do (`2+3` for 5) is the question copied
+      and refused. Powers, roots, binomials, scientific notation and mixed numbers are numbers.
+    - A missing unit is fine on either side, a different one is not, and none is converted (5 cm is not 50 mm).
+      25% is 25 as well as 0.25. The prediction may leave out the base, but not state another.
+    - `x = 5` and `x + y = 5` state 5; `x = x` and `5 = 6` state nothing. Equations may be rearranged or scaled.
+    - Several answers match only a gold of as many, in any order; tuples, intervals and matrices keep order and
+      ends. A column vector may be written as a point; [1, 2] is an interval; x > 3 is (3, oo); 3:4 is not 3/4.
+    - Variables are real and keep name and case; words ignore case and articles.
+    What cannot be read within bounds (length, depth, size of numbers) is compared as normalised text."""
+    if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
+        return False
+    decimals = _decimal(prediction), _decimal(gold)
+    if None not in decimals:
+        return decimals[0] == decimals[1]
+    if prediction.split() == gold.split() or max(len(prediction), len(gold)) > _MAX_TEXT:
+        return prediction.split() == gold.split()
+    try:
+        prediction, gold = _normalise(prediction), _normalise(gold)
+        if _squeeze(prediction) == _squeeze(gold):
+            return re.search(r"\w|∞", gold) is not None
+        gold = _read(gold)
+        if gold[0] != "list":       # "12, 650" is a list, unless only one answer is asked for
+            spaced = re.fullmatch(r"[1-9][0-9]{0,2}(?:, [0-9]{3})+", prediction)
+            prediction = prediction.replace(", ", "") if spaced else prediction
+        return _same(_read(prediction), gold)
+    except (ValueError, ArithmeticError, RecursionError):
+        return False
+
 
 def math_reward(response, gold):
+    """1.0 where the final answer of the response (`extract_answer`) matches the gold (`answers_match`), else 0.0."""
     return float(answers_match(extract_answer(response), gold))
 
 
@@ -188,7 +636,7 @@ BOX = r"\boxed{"
 INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
 OPERANDS = (3, 4)             # how many one-digit numbers an arithmetic problem has
 TRAIN_PROBLEMS = 16_384       # of some 280,000 that exist
-BRIEF, CAREFUL, SLIP = 0.3, 0.4, 0.15  # the crowd: answers at once; minds precedence; errs in a step
+BRIEF, CAREFUL, SLIP = 0.5, 0.1, 0.2  # the crowd: answers at once; minds precedence; errs in a step
 WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 800, 128, 4e-3
 
 
@@ -264,15 +712,15 @@ def tiny_policy(width: int):
 def warm_up(name: str) -> Path:
     """The folder of the warm built-in policy (`tiny` or `tiny-WIDTH`): trained on the crowd's texts once, then cached.
 
-    The cache key is all that shapes the weights: this section's source, the versions and the width. It runs on two
+    The cache key is all that shapes the weights: the source of sections 3 and 4, the versions and the width. It runs on two
     threads whatever --threads says, so that the start of a run does not depend on which run came first.
     """
     width = int(name.partition("-")[2] or 64)
     if width % 16 or not width:
         raise UserError(f"--model {name}: the width must be a multiple of 16")
     source = Path(__file__).read_text()
-    section = source[source.index("# 3. Problems"):source.index("# 4. Rollouts")]
-    key = hashlib.sha256(repr((section, torch.__version__, width)).encode()).hexdigest()[:12]
+    sections = source[source.index("\n# 3. Problems"):source.index("\n# 5. Advantages")]
+    key = hashlib.sha256(repr((sections, torch.__version__, transformers.__version__)).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "entropy_rl" / f"tiny-{width}-{key}"
     if (folder / "config.json").exists():
         return folder
@@ -991,7 +1439,7 @@ def train(config: Config) -> list[dict]:
         run, rows = Path(config.out), json.loads(state["rows"]) if state else []
         policy, held_out, problems = prepare(config, train=True)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
-        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0)
         if state:
             policy.model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
