@@ -93,14 +93,14 @@ class Config:
     eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
-    steps: int = setting(None, "rollout steps", 300, 200, low=1)
+    steps: int = setting(None, "rollout steps", 250, 200, low=1)
     prompts: int = setting(None, "prompts a rollout step (paper: 256)", 64, 64, low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
     updates: int = setting(None, "optimizer steps a rollout step, one mini-batch each (paper: 8)", 4, 8, low=1)
     micro_batch: int = setting(None, "responses in one forward; 0: the whole mini-batch", 0, 8, low=0)
     max_new_tokens: int = setting(None, "longest response, in tokens", 48, 1024, low=1)
     temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
-    lr: float = setting(None, "AdamW learning rate, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)", 1e-4, 1e-6,
+    lr: float = setting(None, "AdamW learning rate, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)", 2e-4, 1e-6,
                         low=1e-12)
     seed: int = setting(0, "of sampling, data order and random picks", low=0)
 
@@ -712,8 +712,8 @@ def tiny_policy(width: int):
 def warm_up(name: str) -> Path:
     """The folder of the warm built-in policy (`tiny` or `tiny-WIDTH`): trained on the crowd's texts once, then cached.
 
-    The cache key is all that shapes the weights: the source of sections 3 and 4, the versions and the width. It runs on two
-    threads whatever --threads says, so that the start of a run does not depend on which run came first.
+    The cache key is all that shapes the weights: the source of sections 3 and 4, the versions and the width. It runs on one
+    thread whatever --threads says, so that the start of a run does not depend on which run came first.
     """
     width = int(name.partition("-")[2] or 64)
     if width % 16 or not width:
@@ -729,7 +729,7 @@ def warm_up(name: str) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
-    with cpu_threads(2), progress(range(WARM_UP_STEPS), "warm-up") as bar:
+    with cpu_threads(1), progress(range(WARM_UP_STEPS), "warm-up") as bar:
         for _ in bar:
             batch = rng.choices(problems, k=WARM_UP_BATCH)
             solutions = [crowd_solution(p["problem"][:-1], rng) for p in batch]
@@ -838,6 +838,7 @@ def load_policy(config: Config) -> Policy:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     source = str(warm_up(config.model)) if config.model.startswith("tiny") else config.model
+    transformers.utils.logging.disable_progress_bar()
     try:
         settings = AutoConfig.from_pretrained(source)
         for name, value in vars(settings).items():
@@ -871,7 +872,7 @@ def load_policy(config: Config) -> Policy:
 # ---------------------------------------------------------------------------------------------------------------
 # 4. Rollouts (Sec. 2.1)
 
-LOGITS_AT_ONCE = 2 ** 25  # floats of one chunk of logits in response_logprobs: 134 MB
+LOGITS_AT_ONCE = 2 ** 25  # floats of one chunk of logits: 134 MB (below 32 MB malloc fragments its heap on a CPU)
 
 
 def left_pad(prompts: list[list[int]], pad_token_id: int) -> Tensor:
@@ -967,10 +968,12 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
                     response_mask, logprobs[:, :length] * response_mask, entropy[:, :length] * response_mask)
 
 
-def token_logprobs(hidden: Tensor, targets: Tensor, head, temperature: float):
-    """The log-probability of each target and the entropy: hidden [M, d], targets [M] -> [M], [M]."""
+def token_logprobs(hidden: Tensor, targets: Tensor, head, temperature: float) -> tuple[Tensor, Tensor]:
+    """log pi of each target and the entropy there (Eq. 5), both [M]: hidden [M, d], targets [M], `head` to logits."""
+    ### BEGIN SOLUTION
     logprobs = (head(hidden).float() / temperature).log_softmax(-1)                                # [M, V]
     return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+    ### END SOLUTION
 
 
 def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0, with_entropy=True):
@@ -1166,7 +1169,7 @@ def evaluate(config: Config, policy: Policy, problems: list[dict]) -> tuple[dict
         samples += [dict(problem=p["problem"], response=text, extracted=extract_answer(text), answer=p["answer"],
                          reward=reward) for p, text, reward in zip(batch, texts[::k], rewards[::k].tolist())]
     average = torch.tensor(right, dtype=torch.float64) / k
-    return dict(eval_avg=average.mean().item(), eval_avg_se=(average.std() / len(right) ** 0.5).item(),
+    return dict(eval_avg=average.mean().item(), eval_avg_se=average.std(correction=min(1, len(right) - 1)).item() / len(right) ** 0.5,
                 eval_pass=sum(pass_at_k(k, int(c), k) for c in right) / len(right),
                 eval_greedy=sum(greedy) / len(greedy), eval_k=k), samples[:8]
 
@@ -1234,6 +1237,13 @@ def interrupts():
         yield caught
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def finite(value):
+    """A row with None for what JSON cannot hold."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list) else None if value != value or value in (math.inf, -math.inf) else value
 
 
 def progress(steps, label: str):
@@ -1454,7 +1464,7 @@ def train(config: Config) -> list[dict]:
                     result, samples = evaluate(config, policy, held_out)
                     row |= result
                     append(run / "samples.jsonl", [dict(step=step) | sample for sample in samples])
-                row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+                row = finite(row)
                 rows.append(row)
                 append(run / "metrics.jsonl", [row])
                 bar.set_postfix_str(f"entropy {row['entropy']:.3f} reward {row['reward']:.3f}")
@@ -1827,7 +1837,7 @@ def summary(config: Config, rows: list[dict]):
     for name, key in (("entropy (nats)", "entropy"), ("response length", "response_length"),
                       (f"avg@{config.eval_samples}", "eval_avg"), ("  standard error", "eval_avg_se"),
                       (f"pass@{config.eval_samples}", "eval_pass"), ("greedy", "eval_greedy")):
-        if key in first and key in last:
+        if first.get(key) is not None and last.get(key) is not None:
             print(f"{name:18s}{first[key]:10.3f}{last[key]:10.3f}")
     if last["entropy"] > 1.2 * first["entropy"]:
         print("entropy rose above its start, an explosion: select fewer tokens (--kl-cov-fraction, --clip-cov-ratio), lower "
