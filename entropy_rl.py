@@ -32,6 +32,7 @@ import copy
 import hashlib
 import itertools
 import json
+import logging
 import math
 import operator
 import os
@@ -77,6 +78,11 @@ CLIP_HIGH = {"clip_higher": 0.28, "clip_cov": 1.0}  # Sec. 4.3; the authors' Cli
 def setting(default, help: str, tiny=None, real=None, choices=None, low=None, high=None):
     """A field of Config that carries its help text and its bounds."""
     return field(default=default, metadata=dict(help=help, tiny=tiny, real=real, choices=choices, low=low, high=high))
+
+
+def is_tiny(model: str) -> bool:
+    """Whether a --model is the built-in policy, tiny or tiny-WIDTH."""
+    return re.fullmatch(r"tiny(-[1-9][0-9]*)?", model) is not None
 
 
 @dataclass
@@ -135,7 +141,7 @@ class Config:
     eval_only: bool = setting(False, "no training: evaluate --model")
 
     def __post_init__(self):
-        real = "tiny" if self.model.startswith("tiny") else "real"
+        real = "tiny" if is_tiny(self.model) else "real"
         for f in fields(self):
             if getattr(self, f.name) is None:
                 setattr(self, f.name, f.metadata[real])
@@ -150,7 +156,7 @@ class Config:
             if meta["choices"] and value not in meta["choices"]:
                 raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
             if meta["low"] is not None and not value >= meta["low"] or isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{flag} {value}: must be a number, {meta['low']} or more")
+                raise UserError(f"{flag} {value}: must be a number" + ("" if meta["low"] is None else f", {meta['low']} or more"))
             if meta["high"] is not None and value > meta["high"]:
                 raise UserError(f"{flag} {value}: must be at most {meta['high']}")
         if self.prompts % self.updates:
@@ -161,8 +167,8 @@ class Config:
             raise UserError("--prompt-template must contain {problem}")
         if self.probe and self.updates > 1:
             raise UserError("--probe measures one optimizer step: add --updates 1")
-        if not re.fullmatch(r"tiny(-\d+)?|(?!tiny(-|$)).+", self.model):
-            raise UserError(f"--model {self.model}: the built-in policy is tiny or tiny-WIDTH, as in tiny-96")
+        if is_tiny(self.model) and int(self.model.partition("-")[2] or 64) % 16:
+            raise UserError(f"--model {self.model}: the width must be a multiple of 16, as in tiny-96")
 
 
 def seeded(device, *key) -> torch.Generator:
@@ -172,6 +178,41 @@ def seeded(device, *key) -> torch.Generator:
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def printable(text: str) -> str:
+    """A text with control characters, line ends and lone surrogates escaped, safe to show on a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(error) -> str:
+    """The first line of an error's message."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int):
+    """Run with that many CPU threads, then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def finite(value):
+    """A metrics row with None for the numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def progress(steps, label: str):
+    """A tqdm bar on a terminal; nothing in a file, where the lines of `train` do its work."""
+    return tqdm(steps, label, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -716,14 +757,17 @@ def warm_up(name: str) -> Path:
     thread whatever --threads says, so that the start of a run does not depend on which run came first.
     """
     width = int(name.partition("-")[2] or 64)
-    if width % 16 or not width:
-        raise UserError(f"--model {name}: the width must be a multiple of 16")
     source = Path(__file__).read_text()
     sections = source[source.index("\n# 3. Problems"):source.index("\n# 5. Advantages")]
     key = hashlib.sha256(repr((sections, torch.__version__, transformers.__version__)).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "entropy_rl" / f"tiny-{width}-{key}"
     if (folder / "config.json").exists():
         return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"the cache {folder.parent} cannot be written ({first_line(error)}); set XDG_CACHE_HOME")
     model, tokenizer = tiny_policy(width)
     rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0)
@@ -745,8 +789,6 @@ def warm_up(name: str) -> Path:
             schedule.step()
             optimizer.zero_grad()
             bar.set_postfix_str(f"loss {loss.item():.3f}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent))
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     with contextlib.suppress(OSError):  # another process may have been faster
@@ -766,7 +808,7 @@ def read_rows(source: str, split: str):
             raise UserError(f"{source}: " + ("no such file" if not path.is_file() else "the file is empty" if kind else
                                              "data files end in .jsonl, .json, .csv or .parquet"))
         try:
-            return datasets.load_dataset(kind, data_files=source, split="train").flatten(), True
+            return datasets.load_dataset(kind, data_files=re.sub(r"([*?[])", r"[\1]", source), split="train").flatten(), True
         except Exception as error:  # whatever the reader of that format raises
             raise UserError(f"{source}: not readable as {kind}: {first_line(error.__cause__ or error)}")
     try:
@@ -798,6 +840,9 @@ def load_problems(config: Config, split: str) -> list[dict]:
                         f"ground_truth; found {', '.join(rows.column_names)}")
     problems = {}
     for text, gold in zip(rows[question], rows[answer]):
+        if isinstance(text, list) and not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in text):
+            text = None
+        text = text if text is None or isinstance(text, list) else str(text)
         gold = "" if gold is None else str(gold).strip()
         gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
         if text and gold:
@@ -837,16 +882,23 @@ def load_policy(config: Config) -> Policy:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    source = str(warm_up(config.model)) if config.model.startswith("tiny") else config.model
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device}: {first_line(error)}")
+    source = str(warm_up(config.model)) if is_tiny(config.model) else config.model
     transformers.utils.logging.disable_progress_bar()
     try:
-        settings = AutoConfig.from_pretrained(source)
+        settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
         for name, value in vars(settings).items():
             if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
                 setattr(settings, name, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(source, config=settings, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+        model = AutoModelForCausalLM.from_pretrained(source, config=settings, dtype=torch.float32,
+                                                     trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if not tokenizer("1+1=2 Why?").input_ids:
+            raise ValueError("its tokenizer is missing")
+    except Exception as error:  # whatever the readers of its files raise
         raise UserError(f"--model {source}: no model here, nor one that the hub gives: {first_line(error)}")
     try:
         model.to(device)
@@ -935,6 +987,8 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     with mixed_precision(device):
         logits = model(input_ids=prompt_ids, attention_mask=prompt_mask, past_key_values=cache, use_cache=True,
                        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
+        if not torch.isfinite(logits).all():
+            raise UserError("the policy's logits are not finite any more: lower --lr")
         cache.batch_repeat_interleave(group_size)
         logits = logits.repeat_interleave(group_size, 0)                                           # [N, V]
         mask = prompt_mask.repeat_interleave(group_size, 0)                                        # [n, L+t]
@@ -1175,103 +1229,58 @@ def evaluate(config: Config, policy: Policy, problems: list[dict]) -> tuple[dict
 
 
 COV_TOP = (0.02, 0.2, 2, 20, 50)  # per cent of the tokens, Table 1
-
-
-def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) -> Tensor:
-    """What a mini-batch looked like to the selection, as one tensor, so that a step costs one transfer: [2 + 6 + 12].
-
-    The share of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1), and of
-    all; and per quadrant the share of the tokens, their part of the mean Cov, and the number selected. Quadrants:
-    advantage above the mean and log-probability above the mean; above, below; below, above; below, below.
-    """
-    gain, log_ratio = advantages[:, None].expand_as(logprobs)[mask], (logprobs - old_logprobs)[mask]  # [M]
-    ratio, covariance = log_ratio.exp(), token_covariance(logprobs, advantages, mask)[mask]
-    stopped = clipped_ratio(config, ratio) * gain < ratio * gain
-    ranked = covariance.sort(descending=True).values
-    tops = [ranked[:max(1, int(len(ranked) * p / 100))].mean() for p in COV_TOP]
-    likely = logprobs[mask] > logprobs[mask].mean()
-    quadrant = 2 * (gain <= gain.mean()).long() + (~likely).long()
-    quarters = [torch.zeros(4, device=gain.device).index_add_(0, quadrant, x.float()) for x in
-                (torch.full_like(gain, 1 / len(gain)), covariance / len(gain), selected[mask])]
-    return torch.cat([torch.stack([stopped.float().mean(), (ratio - 1 - log_ratio).mean(), covariance.mean(), *tops]),
-                      *quarters])
-# What does not shape a run's rows, so that --resume may change it.
-NOT_OF_THE_RUN = ("steps", "out", "resume", "compare", "seeds", "report", "check_theory", "eval_only", "checkpoint_every")
 UPDATE_KEYS = ("updates", "skipped_updates", "loss", "grad_norm", "clip_fraction", "approx_kl", "cov_mean",
                *(f"cov_top_{p}" for p in COV_TOP), "selected_tokens", "selected_fraction", "quadrant_tokens",
                "quadrant_cov", "quadrant_selected", "most_selected")
 
 
-def printable(text: str) -> str:
-    """A text with control characters, line ends and lone surrogates escaped, safe to show on a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) -> dict[str, Tensor]:
+    """What a mini-batch looked like to the selection; arguments as of token_losses, values scalars or [4].
+
+    The share of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1); and
+    per quadrant the share of the tokens, their part of the mean Cov, and the number selected. The quadrants: advantage
+    above the mean with log-probability above the mean, or below; advantage below, with log-probability above, or below.
+    """
+    gain, log_ratio = advantages[:, None].expand_as(logprobs)[mask], (logprobs - old_logprobs)[mask]  # [M]
+    ratio, covariance = log_ratio.exp(), token_covariance(logprobs, advantages, mask)[mask]        # [M]
+    ranked = covariance.sort(descending=True).values
+    quadrant = 2 * (gain <= gain.mean()).long() + (logprobs[mask] <= logprobs[mask].mean()).long()
+    share, part, count = (torch.zeros(4, device=gain.device).index_add_(0, quadrant, x.float()) for x in
+                          (torch.full_like(gain, 1 / len(gain)), covariance / len(gain), selected[mask]))
+    return dict(clip_fraction=(clipped_ratio(config, ratio) * gain < ratio * gain).float().mean(),
+                approx_kl=(ratio - 1 - log_ratio).mean(), cov_mean=covariance.mean(),
+                **{f"cov_top_{p}": ranked[:max(1, int(len(ranked) * p / 100))].mean() for p in COV_TOP},
+                quadrant_tokens=share, quadrant_cov=part, quadrant_selected=count)
 
 
-def first_line(error) -> str:
-    """The first line of an error's message."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+def mini_batches(config: Config, rollouts: Rollouts, rewards: Tensor, step: int) -> tuple[list[Tensor], Tensor]:
+    """The rows of each mini-batch, whole groups in random order, and the advantages [N].
 
-
-@contextlib.contextmanager
-def cpu_threads(count: int):
-    """Run with that many CPU threads, then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def interrupts():
-    """A list that the first Ctrl-C fills, so that a step can be finished; the second raises KeyboardInterrupt."""
-    caught = []
-
-    def handler(number, frame):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def finite(value):
-    """A row with None for what JSON cannot hold."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    return [finite(v) for v in value] if isinstance(value, list) else None if value != value or value in (math.inf, -math.inf) else value
-
-
-def progress(steps, label: str):
-    """A tqdm bar on a terminal; nothing in a file, where the lines of `train` do its work."""
-    return tqdm(steps, label, disable=not sys.stderr.isatty(), dynamic_ncols=True)
-
-
+    Prompts whose responses are all right or all wrong are left out (Sec. 4.3). Inside a mini-batch rows are sorted by
+    length, so that a micro-batch holds little padding.
+    """
+    size, device = config.group_size, rollouts.input_ids.device
+    kept = (rewards.view(-1, size).std(1) > 0).nonzero()[:, 0]                                     # [P'] groups
+    if not len(kept):
+        return [], rewards
+    members = kept[:, None] * size + torch.arange(size)                                            # [P', G]
+    advantages = torch.zeros(len(rewards))
+    advantages[members.flatten()] = group_advantages(rewards[members.flatten()], size, config.advantage)
+    order = torch.randperm(len(kept), generator=seeded("cpu", config.seed, step, "mini-batches"))
+    lengths = rollouts.response_mask.sum(1)
+    batches = [members[part].flatten().to(device) for part in order.tensor_split(min(config.updates, len(kept)))]
+    return [batch[lengths[batch].argsort(stable=True)] for batch in batches], advantages.to(device)
 
 
 def update(config: Config, policy: Policy, reference, optimizer, rollouts: Rollouts, rewards: Tensor, step: int) -> dict:
-    """The optimizer steps of one rollout step (Sec. 4.3), and what they looked like.
+    """The optimizer steps of one rollout step (Sec. 4.3), one a mini-batch, and what they looked like.
 
-    Prompts whose responses are all right or all wrong are left out. Each mini-batch, whole groups, is one optimizer
-    step. policy_loss sees the log-probabilities of the whole mini-batch as leaves of the graph; their gradients are
-    then carried into the model one micro-batch at a time, so its size changes nothing but memory.
+    policy_loss sees the log-probabilities of the whole mini-batch, as leaves of the graph. Their gradients are then
+    carried into the model one micro-batch at a time, so that its size changes nothing but memory.
     """
-    model, device, size = policy.model, policy.model.device, config.group_size
-    kept = (rewards.view(-1, size).std(1) > 0).nonzero()[:, 0]                                     # [P'] groups
-    row = dict(updates=0, skipped_updates=0, selected_tokens=0)
-    if not len(kept):
-        return row
-    members = (kept[:, None] * size + torch.arange(size)).to(device)                               # [P', G]
-    advantages = torch.zeros(len(rewards), device=device)
-    advantages[members.flatten()] = group_advantages(rewards[members.cpu().flatten()], size, config.advantage).to(device)
-    order = torch.randperm(len(kept), generator=seeded("cpu", config.seed, step, "mini-batches")).to(device)
-    lengths, width = rollouts.response_mask.sum(1), rollouts.response_mask.shape[1]
-    batches = [members[part].flatten() for part in order.tensor_split(min(config.updates, len(kept)))]
-    batches = [batch[lengths[batch].argsort(stable=True)] for batch in batches]  # micro-batches of like length
+    model, width = policy.model, rollouts.response_mask.shape[1]
+    batches, advantages = mini_batches(config, rollouts, rewards, step)
+    seen, picked, skipped = [], [], 0
 
     def forward(model, rows):
         return response_logprobs(model, rollouts.input_ids[rows], rollouts.attention_mask[rows], width,
@@ -1283,46 +1292,43 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts: Rollo
         return [None if x[0] is None else torch.cat(x) for x in zip(*parts)]
 
     # The old log-probabilities come from the same rows in the same micro-batches as the new ones, so that every
-    # ratio is exactly 1 before the first update. The first mini-batch's are its own, without a forward of their own.
+    # ratio is exactly 1 before the first update. The first mini-batch's are its own: no forward is spent on them.
     old = [None] + [values(model, batch)[0] for batch in batches[1:]]
-    seen, losses, norms, picked = [], [], [], []
     for number, batch in enumerate(batches):
         parts = batch.split(config.micro_batch or len(batch))
         graph = forward(model, batch) if len(parts) == 1 else None
-        logprobs, entropy = (x if x is None else x.detach().requires_grad_() for x in graph or values(model, batch))
+        leaves = [x if x is None else x.detach().requires_grad_() for x in graph or values(model, batch)]
+        logprobs, entropy = leaves                                                                 # [n, T]
         before = logprobs.detach() if old[number] is None else old[number]
-        gain, mask = advantages[batch], rollouts.response_mask[batch]
-        arguments = (config, logprobs, before, gain, mask)
+        arguments = (config, logprobs, before, advantages[batch], rollouts.response_mask[batch])
         ref_logprobs = values(reference, batch)[0] if reference else None
-        key = (device, config.seed, step, number, "selection")
+        key = (model.device, config.seed, step, number, "selection")
         loss = policy_loss(*arguments, seeded(*key), entropy=entropy, ref_logprobs=ref_logprobs)
         loss.backward()
-        for part, index in zip(parts, torch.arange(len(batch), device=device).split(len(parts[0]))):
-            outputs = graph or forward(model, part)
-            torch.autograd.backward(*zip(*((x, leaf.grad[index]) for x, leaf in zip(outputs, (logprobs, entropy))
-                                           if leaf is not None)))
+        for part, index in zip(parts, torch.arange(len(batch), device=model.device).split(len(parts[0]))):
+            pairs = [(x, leaf.grad[index]) for x, leaf in zip(graph or forward(model, part), leaves) if leaf is not None]
+            torch.autograd.backward(*zip(*pairs))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(loss + norm):  # anything else must not reach the weights
             optimizer.step()
         else:
-            row["skipped_updates"] += 1
+            skipped += 1
         optimizer.zero_grad()
         with torch.no_grad():
-            selected = select_tokens(*arguments, seeded(*key))  # the same generator: the same tokens
-            seen.append(anatomy(config, logprobs, before, gain, mask, selected))
+            selected = select_tokens(*arguments, seeded(*key))  # a generator of the same seed: the same tokens
+            seen.append(dict(loss=loss.detach(), grad_norm=norm) | anatomy(*arguments, selected))
             picked.append(rollouts.input_ids[batch, -width:][selected])
-        losses.append(loss.detach())
-        norms.append(norm)
-    table = torch.stack(seen).double()                                                             # [updates, 20]
-    mean, tokens = table.mean(0).tolist(), int(rollouts.response_mask[torch.cat(batches)].sum())
-    picked = Counter(policy.tokenizer.convert_ids_to_tokens(torch.cat(picked).tolist()))
-    selected = table[:, -4:].sum(0).tolist()
-    return row | dict(
-        updates=len(batches), loss=torch.stack(losses).mean().item(), grad_norm=torch.stack(norms).mean().item(),
-        clip_fraction=mean[0], approx_kl=mean[1], cov_mean=mean[2],
-        **{f"cov_top_{p}": value for p, value in zip(COV_TOP, mean[3:8])},
-        selected_tokens=int(sum(selected)), selected_fraction=sum(selected) / tokens, quadrant_tokens=mean[8:12],
-        quadrant_cov=mean[12:16], quadrant_selected=selected, most_selected=dict(picked.most_common(20)))
+    row = dict(updates=len(batches), skipped_updates=skipped, selected_tokens=0)
+    if not batches:
+        return row
+    means = {key: torch.stack([s[key] for s in seen]).mean(0) for key in seen[0]}
+    numbers = iter(torch.cat([x.flatten() for x in means.values()]).tolist())  # one transfer a step
+    row |= {key: [next(numbers) for _ in x] if x.dim() else next(numbers) for key, x in means.items()}
+    row["quadrant_selected"] = [round(x * len(batches)) for x in row["quadrant_selected"]]
+    row["selected_tokens"] = sum(row["quadrant_selected"])
+    row["selected_fraction"] = row["selected_tokens"] / int(rollouts.response_mask[torch.cat(batches)].sum())
+    words = policy.tokenizer.convert_ids_to_tokens(torch.cat(picked).tolist())
+    return row | dict(most_selected=dict(Counter(words).most_common(20)))
 
 
 def mean_entropy(config: Config, policy: Policy, rollouts: Rollouts) -> float:
@@ -1362,6 +1368,10 @@ def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: T
                                         for n in range(config.group_size + 1)]
 
 
+# What does not shape a run's rows, so that --resume may change it.
+NOT_OF_THE_RUN = ("steps", "out", "resume", "compare", "seeds", "report", "check_theory", "eval_only", "checkpoint_every")
+
+
 def open_run(config: Config) -> dict | None:
     """Make the run folder, or under --resume read it: the checkpoint, which is the truth, or None to start."""
     run = Path(config.out)
@@ -1369,6 +1379,9 @@ def open_run(config: Config) -> dict | None:
     if run.exists() and not run.is_dir():
         raise UserError(f"--out {run}: is a file; name a folder")
     state = None
+    if (run / "config.json").exists() and "method" not in read_config(run):
+        raise UserError(f"--out {run}: holds a config.json that is not a run's; choose another folder")
+    read_log(run, "samples.jsonl")
     if read_log(run) or (run / "checkpoint.pt").exists():
         if not config.resume:
             raise UserError(f"{run} holds a run already: add --resume to go on with it, or choose another --out")
@@ -1379,14 +1392,19 @@ def open_run(config: Config) -> dict | None:
         if (run / "checkpoint.pt").exists():
             try:
                 state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-                json.loads(state["rows"])
+                if not json.loads(state["rows"]) or not state["model"] or not state["optimizer"]:
+                    raise ValueError("it is not whole")
             except Exception as error:  # a torn zip, a foreign file, a pickle that weights_only refuses
                 raise UserError(f"{run}/checkpoint.pt is damaged ({first_line(error)}): start again in another --out")
     steps = dict(steps=config.steps, torch=torch.__version__)
     write(run / "config.json", json.dumps(settings | steps, indent=1) + "\n")
     rows = json.loads(state["rows"]) if state else []
+    if rows and config.eval_every and len(rows) <= config.steps and rows[-1]["step"] % config.eval_every:
+        rows[-1] = {key: v for key, v in rows[-1].items() if not key.startswith("eval_")}  # was due at the old end only
+        state["rows"] = json.dumps(rows)
     for name in ("metrics.jsonl", "samples.jsonl"):  # what the log has beyond the checkpoint will be done again
-        old = rows if name == "metrics.jsonl" else [r for r in read_log(run, name) if r["step"] <= len(rows) - 1]
+        old = rows if name == "metrics.jsonl" else [r for r in read_log(run, name) if r["step"] < len(rows) and
+                                                       "eval_avg" in rows[r["step"]]]
         write(run / name, "".join(json.dumps(r) + "\n" for r in old))
     return state
 
@@ -1419,10 +1437,15 @@ def append(path: Path, rows: list[dict]):
 
 def read_log(run, name="metrics.jsonl") -> list[dict]:
     """The rows of a log; a torn last line, of a run that was killed, is left out."""
-    rows, lines = [], Path(run, name).read_text().splitlines(True) if Path(run, name).exists() else []
+    try:
+        rows, lines = [], Path(run, name).read_text("utf-8").splitlines(True) if Path(run, name).exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}/{name} is damaged ({first_line(error)})")
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line) | {})
+            if not all(isinstance(rows[-1].get(k, 0), (int, float, type(None))) for k in ("step", "entropy", "eval_avg")):
+                raise ValueError
         except (ValueError, TypeError):
             if number < len(lines) or line.endswith("\n"):
                 raise UserError(f"{run}/{name}: line {number} is not a JSON object: the log is damaged")
@@ -1435,6 +1458,22 @@ def read_config(run) -> dict:
         return json.loads(Path(run, "config.json").read_text()) | {}
     except (OSError, ValueError, TypeError):
         raise UserError(f"{run}: no readable config.json in it; is it a run folder?")
+
+
+@contextlib.contextmanager
+def interrupts():
+    """A list that the first Ctrl-C fills, so that a step can be finished; the second raises KeyboardInterrupt."""
+    caught = []
+
+    def handler(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train(config: Config) -> list[dict]:
@@ -1484,8 +1523,11 @@ def train(config: Config) -> list[dict]:
                 if interrupted and step < config.steps:
                     print(f"stopped after step {step}; to go on, repeat the command with --resume")
                     raise KeyboardInterrupt
-        policy.model.save_pretrained(run / "policy")
-        policy.tokenizer.save_pretrained(run / "policy")
+        try:
+            policy.model.save_pretrained(run / "policy")
+            policy.tokenizer.save_pretrained(run / "policy")
+        except Exception as error:  # a full disk has several names here
+            raise UserError(f"{run}/policy cannot be written ({first_line(error)}); the checkpoint is whole: --resume")
         return rows
 
 
@@ -1662,28 +1704,9 @@ def report(run) -> None:
     if len(entropy) < len([r for r in rows if "eval_avg" in r]):
         print("  some evaluations are not finite and are left out")
     try:
-        law = fit_entropy_law(entropy, accuracy)
+        report_law(config, entropy, accuracy, fit_entropy_law(entropy, accuracy))
     except UserError as error:
-        return print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
-    print(f"  law (Eq. 6): R = -{law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; R2 {law.r2:.3f}, "
-          f"RMSE {law.rmse:.4f} on {len(entropy)} points")
-    if config.get("method") not in ("grpo", "pg"):
-        print("    the method intervenes on entropy: the paper claims the law for runs without intervention only")
-    if not law.r2 >= 0.9:
-        print("    a poor fit: do not read a and b as properties of the policy")
-    if max(accuracy) - accuracy[0] < 0.02:
-        print("    accuracy did not rise by 0.02: this run did not learn, and its law means nothing")
-    for share, name in ((0.15, "15 %"), (1 / 3, "third")):
-        first = max(3, round(share * len(entropy)))
-        if first < len(entropy) and max(entropy[:first]) > min(entropy[:first]):
-            early = fit_entropy_law(entropy[:first], accuracy[:first])
-            errors = early.predict(entropy[first:]) - torch.tensor(accuracy[first:], dtype=torch.float64)
-            print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE {errors.square().mean().sqrt():.4f} "
-                  f"over the other {len(errors)}, {errors[-1]:+.4f} at the last")
-    for name, share in (("1/12", 1 / 12), ("1/3", 1 / 3)):
-        at = round(share * (len(entropy) - 1))
-        spent, gained = ((v[at] - v[0]) / (v[-1] - v[0]) if v[-1] != v[0] else math.nan for v in (entropy, accuracy))
-        print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain made")
+        print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
     updates = [r for r in rows if r.get("cov_mean") is not None]
     for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
         means = [sum(r[k] for r in part) / len(part) for k in (*(f"cov_top_{p}" for p in COV_TOP), "cov_mean")] if part else []
@@ -1707,6 +1730,28 @@ def report(run) -> None:
             found = [v for r in probed if (v := r["probe_covariance_by_right"][n]) is not None]
             if found:
                 print(f"    covariance of prompts with {n} right: {sum(found) / len(found):.4f}")
+
+
+def report_law(config, entropy, accuracy, law):
+    print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; R2 {law.r2:.3f}, "
+          f"RMSE {law.rmse:.4f} on {len(entropy)} points")
+    if config.get("method") not in ("grpo", "pg"):
+        print("    the method intervenes on entropy: the paper claims the law for runs without intervention only")
+    if not law.r2 >= 0.9:
+        print("    a poor fit: do not read a and b as properties of the policy")
+    if max(accuracy) - accuracy[0] < 0.02:
+        print("    accuracy did not rise by 0.02: this run did not learn, and its law means nothing")
+    for share, name in ((0.15, "15 %"), (1 / 3, "third")):
+        first = max(3, round(share * len(entropy)))
+        if first < len(entropy) and max(entropy[:first]) > min(entropy[:first]):
+            early = fit_entropy_law(entropy[:first], accuracy[:first])
+            errors = early.predict(entropy[first:]) - torch.tensor(accuracy[first:], dtype=torch.float64)
+            print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE {errors.square().mean().sqrt():.4f} "
+                  f"over the other {len(errors)}, {errors[-1]:+.4f} at the last")
+    for name, share in (("1/12", 1 / 12), ("1/3", 1 / 3)):
+        at = round(share * (len(entropy) - 1))
+        spent, gained = ((v[at] - v[0]) / (v[-1] - v[0]) if v[-1] != v[0] else math.nan for v in (entropy, accuracy))
+        print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain made")
 
 
 def pyplot():
@@ -1767,7 +1812,9 @@ def draw(runs: list, path: Path):
     accuracy_axis.set(title="Held-out accuracy", xlabel="rollout step", ylabel="avg@k")
     length_axis.set(title="Response length", xlabel="rollout step", ylabel="tokens")
     law_axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats)", ylabel="avg@k")
-    (accuracy_axis if len(runs) > 1 else law_axis).legend()
+    legend_axis = accuracy_axis if len(runs) > 1 else law_axis
+    if legend_axis.get_legend_handles_labels()[0]:
+        legend_axis.legend()
     if len(runs) == 1:
         draw_covariance(axes.flat[4:], [r for r in logs[0] if r.get("cov_mean") is not None])
     save_figure(figure, path)
@@ -1808,7 +1855,7 @@ def compare(given: dict):
     """Train every method on every seed from the same warm policy and problems, then print one table and draw."""
     out = given.get("out") or "runs"
     seeds = str(given.get("seeds") or given.get("seed") or 0).split(",")
-    if not all(seed.strip().isdigit() for seed in seeds):
+    if not all(re.fullmatch("[0-9]+", seed.strip()) for seed in seeds):
         raise UserError(f"--seeds {given['seeds']}: give numbers with commas, as in 0,1,2")
     runs = [Config(**given | dict(method=method, seed=int(seed), out=f"{out}/{method}-seed{int(seed)}", resume=True))
             for seed in seeds for method in METHODS]
@@ -1877,6 +1924,8 @@ def parse(arguments: list[str] | None) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the flags say; the exit status."""
+    for library in ("datasets", "transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # their lines would stand before ours
     try:
         given = parse(arguments)
         config = Config(**given)
