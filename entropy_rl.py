@@ -99,7 +99,7 @@ class Config:
     eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
-    steps: int = setting(None, "rollout steps", 250, 200, low=1)
+    steps: int = setting(None, "rollout steps", 400, 200, low=1)
     prompts: int = setting(None, "prompts a rollout step (paper: 256)", 64, 64, low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
     updates: int = setting(None, "optimizer steps a rollout step, one mini-batch each (paper: 8)", 4, 8, low=1)
@@ -112,17 +112,17 @@ class Config:
 
     clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4); authors' clip_cov: 1", low=0)
     clip_high: float = setting(None, "PPO clip: ratio below 1 + this; clip_higher: 0.28, clip_cov: 1", low=0)
-    clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11)", 4e-3, 2e-4, low=0, high=1)
+    clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11)", 0.04, 2e-4, low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting(5.0, "omega_high")
     kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13); paper: 2e-3 for 7B, 2e-4 for 32B",
-                                     2e-2, 2e-3, low=0, high=1)
-    kl_cov_coef: float = setting(1.0, "beta, weight of the penalty (Eq. 14)", low=0)
+                                     0.05, 2e-3, low=0, high=1)
+    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14)", 4.0, 1.0, low=0)
     kl_estimator: str = setting("abs", "penalty on a sampled token (abs: the authors' code)", choices=("abs", "k2", "k3"))
-    entropy_coef: float = setting(5e-3, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
+    entropy_coef: float = setting(None, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", 0.05, 5e-3, low=0)
     ref_kl_coef: float = setting(1e-2, "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
-    eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 10, 20, low=0)
+    eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 20, 20, low=0)
     eval_problems: int = setting(None, "held-out problems", 256, 200, low=1)
     eval_samples: int = setting(None, "k of avg@k and pass@k", 8, 4, low=1)
     eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
@@ -1669,7 +1669,7 @@ def check_theory(out: str):
             axis.plot(predicted, "--", color=COLORS["kl_cov"], label="predicted")
             axis.set(title=name, xlabel="update", ylabel="change of entropy (nats)", xscale="symlog")
             axis.legend()
-        save_figure(figure, Path(out, "theory.png"))
+        save_figure(plt, figure, Path(out, "theory.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1677,7 +1677,7 @@ def check_theory(out: str):
 
 COLORS = dict(grpo="#000000", clip_higher="#E69F00", clip_cov="#0072B2", kl_cov="#D55E00", entropy_bonus="#009E73",
               ref_kl="#CC79A7", pg="#56B4E9")  # Okabe and Ito's, safe for the colour-blind
-QUADRANTS = ("A+ p+", "A+ p-", "A- p+", "A- p-")
+QUADRANTS = ("A+ p+", "A+ p-", "A- p+", "A- p-")  # advantage A, probability p; + above the mean, - below
 
 
 def law_points(rows: list[dict]) -> tuple[list[float], list[float]]:
@@ -1767,81 +1767,89 @@ def pyplot():
     return plt
 
 
-def save_figure(figure, path: Path):
-    """Write a PNG, and say where."""
+def save_figure(plt, figure, path: Path):
+    """Write a PNG small enough for a page, and say where."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=90, pil_kwargs=dict(optimize=True))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({first_line(error)})")
+    plt.close(figure)
     print(f"picture: {path}")
 
 
+def smooth(values, window: int = 9) -> Tensor:
+    """The running mean over up to `window` points, for curves with a point a step: [n] -> [n]."""
+    ends = torch.arange(1, len(values) + 1)
+    total = torch.cat([torch.zeros(1, dtype=torch.float64), torch.tensor(values, dtype=torch.float64).cumsum(0)])
+    high, low = (ends + window // 2).clamp(max=len(values)), (ends - 1 - window // 2).clamp(min=0)
+    return (total[high] - total[low]) / (high - low)
+
+
 def draw(runs: list, path: Path):
-    """Entropy, accuracy, length and the law for runs of any number, seeds of a method as mean and band; for one run
-    also its covariance beside the change of entropy, the quantiles of Table 1 and the quadrants."""
+    """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range; for
+    one run also its covariance beside the change of entropy, the quantiles of Table 1, and the quadrants."""
     plt = pyplot()
     if not plt:
         return
-    groups, styles = {}, {}
+    groups, seen, single = {}, Counter(), len(runs) == 1
     for run in runs:
         label = re.sub(r"-seed\d+$", "", Path(run).resolve().name)
         groups.setdefault((label, read_config(run).get("method")), []).append(read_log(run))
-    figure, axes = plt.subplots(2, 4 if len(runs) == 1 else 2, figsize=(15 if len(runs) == 1 else 9, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 4 if single else 2, figsize=(14 if single else 9, 6.4), layout="constrained")
     entropy_axis, accuracy_axis, length_axis, law_axis = axes.flat[:4]
     for (label, method), logs in groups.items():
-        color = COLORS.get(method, "#777777")
-        line = ("-", "--", ":", "-.")[styles.setdefault(method, itertools.count()).__next__() % 4]
-        for axis, key in ((entropy_axis, "entropy"), (accuracy_axis, "eval_avg"), (length_axis, "response_length")):
+        style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
+        seen[method] += 1
+        for axis, key, window in ((entropy_axis, "entropy", 9), (accuracy_axis, "eval_avg", 1), (length_axis, "response_length", 9)):
             series = [{r["step"]: r[key] for r in log if r.get(key) is not None} for log in logs]
             steps = sorted(set.intersection(*map(set, series)))
-            values = torch.tensor([[s[step] for step in steps] for s in series], dtype=torch.float64).view(len(logs), -1)
-            axis.plot(steps, values.mean(0), line, color=color, label=label, linewidth=1.4)
+            values = torch.stack([smooth([s[step] for step in steps], window) for s in series])    # [seeds, steps]
+            axis.plot(steps, values.mean(0), label=label, linewidth=1.4, **style)
             if len(logs) > 1:
-                axis.fill_between(steps, values.min(0).values, values.max(0).values, color=color, alpha=0.15, linewidth=0)
+                axis.fill_between(steps, values.amin(0), values.amax(0), color=style["color"], alpha=0.15, linewidth=0)
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
-        law_axis.scatter(entropy, accuracy, s=9, color=color, alpha=0.6, linewidth=0)
-        with contextlib.suppress(UserError):  # too short for a law
+        law_axis.scatter(entropy, accuracy, s=9, color=style["color"], alpha=0.6, linewidth=0)
+        with contextlib.suppress(UserError):  # too few points for a law
             law, first = fit_entropy_law(entropy, accuracy), max(3, len(entropy) // 3)
             grid = torch.linspace(min(entropy), max(entropy), 50)
-            law_axis.plot(grid, law.predict(grid), line, color=color, linewidth=1, label=f"{label}: R² {law.r2:.2f}")
-            if len(runs) == 1 and first < len(entropy):
+            law_axis.plot(grid, law.predict(grid), linewidth=1, label=f"{label}: R² {law.r2:.2f}", **style)
+            if single and first < len(entropy):
                 early = fit_entropy_law(entropy[:first], accuracy[:first])
-                law_axis.plot(grid, early.predict(grid), ":", color=COLORS["kl_cov"], label="from the first third")
+                law_axis.plot(grid, early.predict(grid), ":", color="#777777", label="fit on the first third")
     entropy_axis.set(title="Policy entropy (Eq. 5)", xlabel="rollout step", ylabel="nats per token")
     accuracy_axis.set(title="Held-out accuracy", xlabel="rollout step", ylabel="avg@k")
     length_axis.set(title="Response length", xlabel="rollout step", ylabel="tokens")
-    law_axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats)", ylabel="avg@k")
-    legend_axis = accuracy_axis if len(runs) > 1 else law_axis
-    if legend_axis.get_legend_handles_labels()[0]:
-        legend_axis.legend()
-    if len(runs) == 1:
+    law_axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
+    for axis in (law_axis,) if single else (entropy_axis, law_axis):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    if single:
         draw_covariance(axes.flat[4:], [r for r in logs[0] if r.get("cov_mean") is not None])
-    save_figure(figure, path)
-    plt.close(figure)
+    save_figure(plt, figure, path)
 
 
 def draw_covariance(axes, rows: list[dict]):
     """Four panels on one run's covariance: beside the change of entropy (Fig. 8), Table 1, and the quadrants."""
     steps, hues = [r["step"] for r in rows], list(COLORS.values())
-    twin = axes[0].twinx()
-    axes[0].plot(steps, [r["cov_mean"] for r in rows], color=hues[3], linewidth=1, label="mean Cov (left)")
+
+    def panel(axis, series: dict, title: str, ylabel: str, **options):
+        for (name, values), hue in zip(series.items(), hues):
+            axis.plot(steps[:len(values)], smooth(values), color=hue, linewidth=1.2, label=name)
+        axis.set(title=title, xlabel="rollout step", ylabel=ylabel, **options)
+        axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+
     window = 10
-    falls = [(rows[i]["entropy"] - rows[i + window]["entropy"]) / window for i in range(len(rows) - window)]
-    twin.plot(steps[window // 2:window // 2 + len(falls)], falls, color=hues[2], linewidth=1, label="-dH per step (right)")
+    falls = [(r["entropy"] - later["entropy"]) / window for r, later in zip(rows, rows[window:])]
+    twin = axes[0].twinx()
+    twin.plot(steps[:len(falls)], smooth(falls), color=hues[2], linewidth=1.2)
+    twin.set_ylabel("-dH a step (nats), blue", color=hues[2])
     twin.grid(False)
-    axes[0].set(title="Covariance and the fall of entropy", xlabel="rollout step", ylabel="mean Cov (Eq. 10)")
-    axes[0].legend(handles=axes[0].lines + twin.lines)
-    for p, hue in zip(COV_TOP, hues):
-        axes[1].plot(steps, [r[f"cov_top_{p}"] for r in rows], color=hue, linewidth=1, label=f"top {p} %")
-    axes[1].set(title="Largest covariances (Table 1)", xlabel="rollout step", ylabel="mean Cov", yscale="log")
-    axes[1].legend(ncols=2)
-    for axis, key, title in ((axes[2], "quadrant_cov", "Part of the mean Cov"),
-                             (axes[3], "quadrant_selected", "Tokens selected")):
-        for i, (name, hue) in enumerate(zip(QUADRANTS, hues)):
-            axis.plot(steps, [r[key][i] for r in rows], color=hue, linewidth=1, label=name)
-        axis.set(title=title + ", by quadrant", xlabel="rollout step", ylabel=title.lower())
-        axis.legend(ncols=2, title="A advantage, p probability;\n+ above the mean, - below")
+    panel(axes[0], {"mean Cov": [r["cov_mean"] for r in rows]}, "Covariance and the fall of entropy", "mean Cov (Eq. 10), black")
+    panel(axes[1], {f"top {p} %": [r[f"cov_top_{p}"] for r in rows] for p in COV_TOP}, "Largest covariances (Table 1)",
+          "mean Cov of the top", yscale="log")
+    for axis, key, title in ((axes[2], "quadrant_cov", "Part of the mean Cov"), (axes[3], "quadrant_selected", "Tokens selected a step")):
+        panel(axis, {name: [r[key][i] for r in rows] for i, name in enumerate(QUADRANTS)}, f"{title}, by quadrant", title.lower())
 
 
 def final(rows: list[dict]) -> dict:

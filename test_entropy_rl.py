@@ -1,0 +1,2017 @@
+"""Tests, each of them a claim: the verifier's tables, the exercises by the names of their functions, sampling and
+training, then trust: resume, signals, numbers, disks, bad input, data, checkpoints, reports, and the handout.
+
+    python -m pytest -q                                          # all
+    ENTROPY_RL=handout python -m pytest -k token_covariance      # grade one exercise of a student's handout.py
+"""
+import contextlib
+import errno
+import importlib
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ |= dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+torch.set_num_threads(1)  # everything here is small
+er = importlib.import_module(os.environ.get("ENTROPY_RL", "entropy_rl"))
+close = torch.testing.assert_close
+METHODS = ("grpo", "clip_higher", "clip_cov", "kl_cov", "entropy_bonus", "ref_kl", "pg")
+HANDOUT = "sed '/### BEGIN SOLUTION/,/### END/{s/### BEGIN SOLUTION/raise NotImplementedError/p;d;}' entropy_rl.py"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The algorithm
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(seed=0, rows=6, width=9, dtype=torch.float64):
+    """A mini-batch as policy_loss takes it: log-probs with gradient, old ones (many ratios leave [0.8, 1.2], a row's
+    are 1), advantages (one is 0), a mask of mixed lengths with junk off it, then entropy and reference log-probs."""
+    g = seeded(seed)
+    old = -3 * torch.rand(rows, width, generator=g, dtype=dtype)
+    logprobs = old + 0.4 * torch.randn(rows, width, generator=g, dtype=dtype)
+    advantages = torch.randn(rows, generator=g, dtype=dtype)
+    logprobs[0], advantages[1] = old[0], 0
+    mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=g)
+    logprobs[~mask] -= 7
+    entropy, ref = (torch.rand(rows, width, generator=g, dtype=dtype) for _ in range(2))
+    return logprobs.requires_grad_(), old, advantages, mask, entropy.requires_grad_(), logprobs.detach() + ref - 0.5
+
+
+def covariances(logprobs, advantages, mask):
+    """Eq. 10 in loops: {(row, token): Cov} over the tokens of the mask."""
+    tokens = [(i, t) for i in range(len(mask)) for t in range(mask.shape[1]) if mask[i, t]]
+    mean_logprob = sum(logprobs[i, t].item() for i, t in tokens) / len(tokens)
+    mean_advantage = sum(advantages[i].item() for i, _ in tokens) / len(tokens)
+    return {(i, t): (logprobs[i, t].item() - mean_logprob) * (advantages[i].item() - mean_advantage)
+            for i, t in tokens}
+
+
+def picks(selected):
+    return set(map(tuple, selected.nonzero().tolist()))
+
+
+def test_group_advantages():
+    """Each estimator equals its definition in loops, and a group of equal rewards gets zeros."""
+    rewards = torch.tensor([1, 0, 0, 1, 0.25, 1, 0.5, 0, 1, 1, 1, 1], dtype=torch.float64)
+    def normal(r, pool):
+        mean = sum(pool) / len(pool)
+        return (r - mean) / (math.sqrt(sum((x - mean) ** 2 for x in pool) / (len(pool) - 1)) + 1e-6)
+    for size in (2, 4):
+        found = {name: er.group_advantages(rewards, size, name).tolist() for name in ("grpo", "rloo", "reinforce_pp")}
+        assert found["grpo"] == er.group_advantages(rewards, size).tolist()
+        for i, r in enumerate(rewards.tolist()):
+            group = rewards[i // size * size:][:size].tolist()
+            assert found["grpo"][i] == pytest.approx(normal(r, group), abs=1e-9)
+            assert found["rloo"][i] == pytest.approx(r - (sum(group) - r) / (size - 1), abs=1e-9)
+            assert found["reinforce_pp"][i] == pytest.approx(normal(r, rewards.tolist()), abs=1e-9)
+        assert not any(found["grpo"][8:] + found["rloo"][8:])
+    assert not any(er.group_advantages(torch.ones(8), 4, name).any() for name in found)
+
+
+def test_token_covariance():
+    """Equals Eq. 10 in loops, is 0 off the mask and without gradient; its mean is the population covariance."""
+    logprobs, _, advantages, mask, *_ = batch()
+    found = er.token_covariance(logprobs, advantages, mask)
+    expected = covariances(logprobs, advantages, mask)
+    for i, t in itertools.product(*map(range, mask.shape)):
+        assert found[i, t].item() == pytest.approx(expected.get((i, t), 0), abs=1e-12)
+    assert not found.requires_grad
+    pairs = torch.stack([logprobs[mask], advantages[:, None].expand_as(mask)[mask]]).detach()
+    close(found[mask].mean(), torch.cov(pairs, correction=0)[0, 1])
+
+
+def test_select_tokens_clip_cov():
+    """Random picks strictly inside the window, no masked token nor one that PPO clips; floor(r M), at least 1."""
+    logprobs, old, advantages, mask, *_ = batch(1, 20, 20)
+    covariance, tokens = covariances(logprobs, advantages, mask), int(mask.sum())
+    candidates = {}
+    for (i, t), value in covariance.items():
+        ratio = math.exp(logprobs[i, t].item() - old[i, t].item())
+        stopped = ratio > 1.3 if advantages[i] > 0 else ratio < 0.8
+        if 0.2 < value < 1.5 and not stopped:
+            candidates[i, t] = value
+
+    def select(share, seed=0, low=0.2, high=1.5):
+        config = er.Config(method="clip_cov", clip_cov_ratio=share, clip_cov_low=low, clip_cov_high=high,
+                           clip_low=0.2, clip_high=0.3)
+        return picks(er.select_tokens(config, logprobs, old, advantages, mask, seeded(seed)))
+
+    assert select(1.0) == set(candidates) and len(candidates) > 20  # fewer than wanted: all of them
+    window = sorted(er.token_covariance(logprobs, advantages, mask)[i, t].item() for i, t in candidates)
+    assert len(select(1.0, low=window[0], high=window[-1])) == len(candidates) - 2, "the bounds are outside"
+    for share, count in ((1e-9, 1), (0.05, int(0.05 * tokens)), (2.999 / tokens, 2)):
+        found = select(share)
+        assert len(found) == count and found < set(candidates) and select(share) == found
+    assert select(0.05) != select(0.05, seed=1)
+    assert select(0.0) == set() and select(1.0, low=90, high=91) == set()
+    times = torch.zeros(mask.shape)
+    for seed in range(300):
+        for place in select(3.5 / tokens, seed):
+            times[place] += 1
+    times = torch.stack([times[place] for place in candidates])
+    p = 3 / len(candidates)
+    assert times.sum() == 900 and (times - 300 * p).abs().max() < 5 * math.sqrt(300 * p * (1 - p))
+
+
+def test_select_tokens_kl_cov():
+    """Exactly the floor(k M) tokens of the largest Cov, at least 1; k = 1 takes the whole mask, k = 0 nothing."""
+    logprobs, old, advantages, mask, *_ = batch(2)
+    ranked = sorted(((v, place) for place, v in covariances(logprobs, advantages, mask).items()), reverse=True)
+    for share in (0, 1e-9, 2.999 / len(ranked), 0.3, 1):
+        config = er.Config(method="kl_cov", kl_cov_fraction=share)
+        count = max(1, math.floor(share * len(ranked))) if share else 0
+        found = er.select_tokens(config, logprobs, old, advantages, mask)
+        assert picks(found) == {place for _, place in ranked[:count]}
+
+
+def test_select_tokens_edges():
+    """One response: Cov is 0, so Clip-Cov picks none and KL-Cov still its count; the other methods never pick."""
+    logprobs, old, advantages, mask, *_ = batch(3)
+    for method in METHODS:
+        found = er.select_tokens(er.Config(method=method), logprobs, old, advantages, mask, seeded(0))
+        assert found.dtype == torch.bool and found.shape == mask.shape
+        assert found.any() == (method == "kl_cov") or method == "clip_cov"
+    row, only = slice(4, 5), torch.ones(1, 9, dtype=torch.bool)
+    for method, count in (("clip_cov", 0), ("kl_cov", 4)):
+        config = er.Config(method=method, kl_cov_fraction=0.5, clip_cov_ratio=1)
+        assert er.select_tokens(config, logprobs[row], old[row], advantages[row], only, seeded(0)).sum() == count
+
+
+def token_loss(config, logprob, old, advantage, selected, entropy, ref):
+    """Eq. 4, 12 and 14 for one token, with plain branches on scalars."""
+    ratio = (logprob - old).exp()
+    low, high = 1 - config.clip_low, 1 + config.clip_high
+    clipped = low if ratio < low else high if ratio > high else ratio
+    if config.method in ("pg", "kl_cov"):
+        clipped = ratio
+    loss = -min(ratio * advantage, clipped * advantage)
+    if config.method == "clip_cov" and selected:
+        return 0 * logprob.detach()
+    if config.method == "kl_cov" and selected:
+        kl = {"abs": abs(logprob - old), "k2": (logprob - old) ** 2 / 2, "k3": ratio - 1 - (logprob - old)}
+        loss = loss + config.kl_cov_coef * kl[config.kl_estimator]
+    if config.method == "entropy_bonus":
+        loss = loss - config.entropy_coef * entropy
+    if config.method == "ref_kl":
+        loss = loss + config.ref_kl_coef * ((ref - logprob).exp() - 1 - (ref - logprob))
+    return loss
+
+
+def same_with_gradients(loss, expected, logprobs, entropy):
+    """The values and the gradients of two losses agree to 1e-6."""
+    close(loss, expected, rtol=1e-6, atol=1e-6)
+    for x in (logprobs, entropy):
+        pair = [torch.autograd.grad(y.sum(), x, retain_graph=True, allow_unused=True)[0] for y in (loss, expected)]
+        close(*(torch.zeros_like(x) if g is None else g for g in pair), rtol=1e-6, atol=1e-6)
+
+
+LOSSES = [*((method, "abs") for method in METHODS), ("kl_cov", "k2"), ("kl_cov", "k3")]
+
+
+@pytest.mark.parametrize("method, estimator", LOSSES)
+def test_token_losses(method, estimator):
+    """Values and gradients of every method are those of the scalar equations, token by token."""
+    logprobs, old, advantages, mask, entropy, ref = batch(4)
+    config = er.Config(method=method, kl_estimator=estimator, kl_cov_coef=0.7, entropy_coef=0.3, ref_kl_coef=0.2)
+    selected = torch.rand(mask.shape, generator=seeded(5)) < 0.4 if "cov" in method else torch.zeros_like(mask)
+    found = er.token_losses(config, logprobs, old, advantages, selected, entropy, ref)
+    places = itertools.product(range(6), range(9))
+    expected = torch.stack([token_loss(config, logprobs[p], old[p], advantages[p[0]], selected[p], entropy[p], ref[p])
+                            for p in places]).view(6, 9)
+    same_with_gradients(found, expected, logprobs, entropy)
+
+
+@pytest.mark.parametrize("method, estimator", LOSSES)
+@pytest.mark.parametrize("share", [0.2, 1])
+def test_policy_loss(method, estimator, share):
+    """The selection, then the mean over the mask, selected tokens in the denominator too; gradients as well."""
+    logprobs, old, advantages, mask, entropy, ref = batch(6)
+    config = er.Config(method=method, kl_estimator=estimator, kl_cov_fraction=share, clip_cov_ratio=share,
+                       clip_cov_low=0.05, clip_cov_high=9, entropy_coef=0.3, ref_kl_coef=0.2)
+    selected = er.select_tokens(config, logprobs, old, advantages, mask, seeded(7))
+    assert selected.any() == ("cov" in method) and (share < 1 or method != "kl_cov" or torch.equal(selected, mask))
+    found = er.policy_loss(config, logprobs, old, advantages, mask, seeded(7), entropy=entropy, ref_logprobs=ref)
+    total = sum(token_loss(config, logprobs[p], old[p], advantages[p[0]], selected[p], entropy[p], ref[p])
+                for p in picks(mask))
+    assert found.shape == ()
+    same_with_gradients(found, total / mask.sum(), logprobs, entropy)
+
+
+def loss_and_gradient(data, **settings):
+    logprobs, old, advantages, mask, *_ = data
+    loss = er.policy_loss(er.Config(**settings), logprobs, old, advantages, mask, seeded(0))
+    return loss.detach(), *torch.autograd.grad(loss, logprobs)
+
+
+def test_policy_loss_edges():
+    """r = 0 and an empty window are GRPO to the last bit; KL-Cov at ratio 1 has pg's gradient to the last bit; groups
+    of equal rewards push nothing; one response is fine."""
+    data = batch(8, dtype=torch.float32)
+    grpo = loss_and_gradient(data, method="grpo")
+    for settings in (dict(clip_cov_ratio=0.0), dict(clip_cov_ratio=1.0, clip_cov_low=90, clip_cov_high=91)):
+        found = loss_and_gradient(data, method="clip_cov", clip_low=0.2, clip_high=0.2, **settings)
+        assert all(map(torch.equal, found, grpo))
+    at_one = (data[1].clone().requires_grad_(), *data[1:])
+    for coef, share in ((1.0, 0.2), (3.0, 1.0)):
+        found = loss_and_gradient(at_one, method="kl_cov", kl_cov_coef=coef, kl_cov_fraction=share)
+        assert all(map(torch.equal, found, loss_and_gradient(at_one, method="pg")))
+    for method in METHODS[:4]:
+        logprobs, old, advantages, mask, *_ = batch(9)
+        advantages = er.group_advantages(torch.tensor([1.0, 0, 1, 1, 1, 1], dtype=torch.float64), 3)
+        gradient = loss_and_gradient((logprobs, old, advantages, mask), method=method, kl_cov_fraction=1e-9)[1]
+        assert gradient[:3].any() and not gradient[3:].any()
+        loss, gradient = loss_and_gradient([x[2:3] for x in batch(9)], method=method)
+        assert loss.isfinite() and gradient.isfinite().all()
+
+
+def test_pass_at_k():
+    """Equals the share of the k-subsets with a right response, for all n up to 6."""
+    for n in range(1, 7):
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+            assert er.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_fit_entropy_law():
+    """Gives known a and b back to 1e-6, the least-squares fit of noisy points, UserError where no law can be told."""
+    entropy = [0.05 + 0.1 * i for i in range(12)]
+    law = er.fit_entropy_law(entropy, [0.9 - 0.3 * math.exp(h) for h in entropy])
+    found = [law.a, law.b, law.ceiling, law.r2, law.rmse, float(law.predict(0.4)), float(law.predict(entropy)[3])]
+    exact = [0.3, 0.9, 0.6, 1, 0, 0.9 - 0.3 * math.exp(0.4), 0.9 - 0.3 * math.exp(entropy[3])]
+    assert found == pytest.approx(exact, abs=1e-6)
+    noisy = torch.tensor([0.9 - 0.3 * math.exp(h) + 0.1 * math.sin(9 * h) for h in entropy], dtype=torch.float64)
+    law = er.fit_entropy_law(entropy, noisy.tolist())
+    design = torch.tensor([[-math.exp(h), 1] for h in entropy], dtype=torch.float64)
+    fit = torch.linalg.lstsq(design, noisy[:, None]).solution
+    squares = (noisy - (design @ fit)[:, 0]).square().sum()
+    exact = [*fit[:, 0].tolist(), 1 - squares / (noisy - noisy.mean()).square().sum(), math.sqrt(squares / 12)]
+    assert [law.a, law.b, law.r2, law.rmse] == pytest.approx([float(x) for x in exact], abs=1e-6)
+    for points in ([], [0.5], [0.5, 0.5, 0.5]):
+        with pytest.raises(er.UserError):
+            er.fit_entropy_law(points, [0.1] * len(points))
+
+
+@pytest.mark.parametrize("rule", ["pg", "npg"])
+def test_tabular_entropy_change(rule):
+    """Two actions, by hand: p = sigmoid(z), dH/dz = -z p (1 - p), dz = lr d 2p(1 - p) (pg), lr d (npg), d = r1 - r2.
+    The error of first order falls as lr squared; a batch of states is each state alone."""
+    z, d, lr = 1.3, 0.6, 0.05
+    p = 1 / (1 + math.exp(-z))
+    dz = lr * d * (2 * p * (1 - p) if rule == "pg" else 1)
+    before, after = (-q * math.log(q) - (1 - q) * math.log(1 - q) for q in (p, 1 / (1 + math.exp(-z - dz))))
+    state = torch.tensor([[z + 0.2, 0.2], [d + 0.1, 0.1]], dtype=torch.float64)
+    actual, predicted = er.tabular_entropy_change(*state, lr, rule)
+    assert actual.shape == predicted.shape == ()
+    assert (actual.item(), predicted.item()) == pytest.approx((after - before, -z * p * (1 - p) * dz), abs=1e-12)
+    logits, rewards = torch.randn(2, 5, 7, generator=seeded(0), dtype=torch.float64)
+    error = [torch.sub(*er.tabular_entropy_change(logits, rewards, lr, rule)).norm() for lr in (0.02, 0.01)]
+    assert 3.6 < error[0] / error[1] < 4.4
+    whole = er.tabular_entropy_change(logits, rewards, lr, rule)
+    close(torch.stack(whole, 1), torch.stack([torch.stack(er.tabular_entropy_change(*state, lr, rule))
+                                              for state in zip(logits, rewards)]))
+
+
+def test_tabular_step():
+    """pg is lr times the gradient of the expected reward; npg that gradient under the inverse Fisher matrix."""
+    logits, rewards = torch.randn(2, 6, generator=seeded(1), dtype=torch.float64)
+    logits.requires_grad_()
+    policy = logits.softmax(0)
+    gradient, = torch.autograd.grad((policy * rewards).sum(), logits, retain_graph=True)
+    close(er.tabular_step(logits, rewards, 0.3, "pg"), 0.3 * gradient)
+    fisher = (policy.diag() - policy.outer(policy)).detach()
+    difference = er.tabular_step(logits, rewards, 0.3, "npg").detach() - 0.3 * torch.linalg.pinv(fisher) @ gradient
+    close(difference, difference.mean().expand(6))
+
+
+# ------------------------------------------------------------------------------------------- models and rollouts
+
+def tiny_model(kind="qwen2", vocabulary=24, seed=0, spread=0.3, **more):
+    """A random two-layer causal language model of some family; the larger the spread, the less uniform."""
+    dropout = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) if kind == "gpt2" else dict(num_key_value_heads=2)
+    shape = dict(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+                 num_attention_heads=4, max_position_embeddings=64, initializer_range=spread, bos_token_id=None,
+                 eos_token_id=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(shape | dropout | more))).eval()
+
+
+PROMPTS = [[5], [4, 6, 8, 10, 9, 11, 2], [7, 7, 3]]
+
+
+def padded(lengths, width=9, seed=0):
+    """Random responses of the given lengths to PROMPTS, padded on both sides: ids, attention mask, response mask."""
+    longest = max(map(len, PROMPTS))
+    prompts = [PROMPTS[i % 3] for i in range(len(lengths))]
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * (len(p) + n) + [0] * (width - n)
+                         for p, n in zip(prompts, lengths)])
+    ids = torch.randint(24, mask.shape, generator=seeded(seed))
+    for row, p in zip(ids, prompts):
+        row[longest - len(p):longest] = torch.tensor(p)
+    return ids, mask, mask[:, longest:].bool()
+
+
+def plain_logprobs(model, ids, mask, width, temperature):
+    """Log-probabilities and entropy by one full forward pass over the padded batch."""
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
+    logprobs = (logits[:, -width - 1:-1] / temperature).log_softmax(-1)
+    return logprobs.gather(2, ids[:, -width:, None])[..., 0], -(logprobs.exp() * logprobs).sum(-1)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2", "gemma"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_response_logprobs(kind, temperature, monkeypatch):
+    """Values to 1e-5 and gradients to 1e-4 of the plain way, at any padding, also in chunks of three tokens."""
+    model = tiny_model(kind)
+    ids, mask, responses = padded([9, 2, 1, 5, 9, 3, 7])
+    weights = torch.randn(2, *responses.shape, generator=seeded(1)) * responses
+
+    def run(function):
+        model.zero_grad()
+        values = [torch.where(responses, x, 0.0) for x in function()]
+        (torch.stack(values) * weights).sum().backward()
+        return [x.detach() for x in values], [p.grad.clone() for p in model.parameters()]
+
+    expected, slopes = run(lambda: plain_logprobs(model, ids, mask, 9, temperature))
+    projected = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, hidden, __: projected.append(hidden[0].numel() // 32))
+    for room in (er.LOGITS_AT_ONCE, 24 * 3):
+        monkeypatch.setattr(er, "LOGITS_AT_ONCE", room)
+        projected.clear()
+        found, gradients = run(lambda: er.response_logprobs(model, ids, mask, 9, temperature=temperature))
+        for x, y in zip(found, expected):
+            close(x, y, rtol=0, atol=1e-5)
+        for x, y in zip(gradients, slopes):
+            assert (x - y).norm() <= 1e-4 * y.norm() + 1e-6
+        assert sum(projected) == responses.sum() or room == 72, "only response tokens meet the vocabulary, once"
+    assert max(projected) <= 3 and sum(projected) > responses.sum(), "chunks, computed again in the backward pass"
+    logprobs, entropy = er.response_logprobs(model, ids, mask, 9, with_entropy=False)
+    assert entropy is None and not logprobs[~responses].any()
+
+
+def test_token_logprobs():
+    """The log-probability of each target and the full-vocabulary entropy of softmax(logits / temperature)."""
+    hidden, targets = torch.randn(5, 4, generator=seeded(0)), torch.tensor([0, 6, 2, 2, 5])
+    head = torch.nn.Linear(4, 7)
+    chances = (head(hidden) / 0.7).softmax(-1)
+    found = er.token_logprobs(hidden, targets, head, 0.7)
+    close(found[0], torch.stack([chances[i, y].log() for i, y in enumerate(targets)]))
+    close(found[1], torch.distributions.Categorical(chances).entropy())
+
+
+def python(code, **variables):
+    """Run code in a fresh Python beside this module; its output as JSON."""
+    more = dict(PYTHONPATH=str(Path(er.__file__).parent), PYTHONDONTWRITEBYTECODE="1", MODULE=er.__name__)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=variables.get("HOME"),
+                          env=os.environ | more | variables)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_memory():
+    """At Qwen2.5's vocabulary, 8 responses, forward and backward, need at most half a float32 logits tensor.
+
+    An eighth of 480 tokens in chunks of an eighth, for time; TOKENS=480 is full size. With malloc's threshold fixed,
+    freed chunks go back to the system and the peak is that of live tensors."""
+    code = """
+import importlib, os, resource, torch, transformers
+torch.set_num_threads(1)
+er = importlib.import_module(os.environ["MODULE"])
+V, N, T = 151_936, 8, int(os.environ["TOKENS"])
+er.LOGITS_AT_ONCE = er.LOGITS_AT_ONCE * T // 480
+model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(vocab_size=V, hidden_size=16, intermediate_size=16,
+    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True))
+ids, peak = torch.randint(V, (N, T + 4)), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+logprobs, entropy = er.response_logprobs(model, ids, torch.ones_like(ids), T)
+(logprobs.mean() + entropy.mean()).backward()
+print([peak() - before, N * T * V * 4 // 1024])"""
+    grown, tensor = python(code, MALLOC_MMAP_THRESHOLD_="1000000", TOKENS=os.environ.get("TOKENS", "60"))
+    assert grown < tensor / 2
+
+
+STOPS = [3, 14]
+
+
+def roll(model, prompts=PROMPTS, **settings):
+    base = dict(group_size=6, max_new_tokens=9, temperature=1.0, eos_token_ids=STOPS, pad_token_id=0)
+    return er.sample_rollouts(model, prompts, **base | dict(generator=seeded(0)) | settings)
+
+
+@pytest.mark.parametrize("temperature, pad", [(1.0, 0), (0.7, 3)])
+def test_sample_rollouts(temperature, pad):
+    """Grouped and padded as told, true up to and including the stop token (pad == eos too); log-probs are of the
+    full forward at the same temperature, the entropy at temperature 1; the global random state is left alone."""
+    model, state = tiny_model(spread=0.1), torch.random.get_rng_state()
+    found = roll(model, temperature=temperature, pad_token_id=pad)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    again = roll(model, temperature=temperature, pad_token_id=pad)
+    assert torch.equal(found.input_ids, again.input_ids) and torch.equal(found.logprobs, again.logprobs)
+    longest, (rows, width) = 7, found.response_mask.shape
+    assert rows == 18 and width == 9
+    lengths = []
+    for i, (ids, mask) in enumerate(zip(found.input_ids.tolist(), found.attention_mask.tolist())):
+        prompt, response = PROMPTS[i // 6], ids[longest:]
+        length = next((t + 1 for t, y in enumerate(response) if y in STOPS), width)
+        assert ids[:longest] == [pad] * (longest - len(prompt)) + prompt
+        assert response[length:] == [pad] * (width - length)
+        assert mask == [0] * (longest - len(prompt)) + [1] * (len(prompt) + length) + [0] * (width - length)
+        assert found.response_mask[i].tolist() == [t < length for t in range(width)]
+        lengths.append(length)
+    assert len(set(lengths)) > 3 and lengths.count(9) > 1, "some stop early, some are cut off"
+    arguments = model, found.input_ids, found.attention_mask, width
+    close(found.logprobs, er.response_logprobs(*arguments, temperature=temperature)[0], rtol=0, atol=1e-4)
+    close(found.entropy, er.response_logprobs(*arguments)[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, pad", [("qwen2", 0), ("qwen2", 3), ("llama", 3), ("gpt2", 0), ("gemma", 3)])
+def test_sample_rollouts_greedy(kind, pad):
+    """Greedy responses are model.generate's, token for token; none depends on the rows that leave the batch."""
+    model = tiny_model(kind, seed=1)
+    prompts = PROMPTS + [[i, i + 1] for i in range(4, 14)]
+    greedy = dict(greedy=True, group_size=1, pad_token_id=pad, max_new_tokens=40)
+    found = roll(model, prompts, **greedy)
+    lengths = found.response_mask.sum(1).tolist()
+    assert len(set(lengths)) > 3 and min(lengths) < 9
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    expected = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=40,
+                              eos_token_id=STOPS, pad_token_id=pad)
+    assert found.input_ids.tolist() == expected.tolist()
+    for prompt, ids in zip(prompts[:3], found.input_ids.tolist()):
+        alone = roll(model, [prompt], **greedy).input_ids[0, len(prompt):].tolist()
+        assert ids[longest:] == alone + [pad] * (len(ids) - longest - len(alone))
+    pairs = roll(model, prompts, **greedy | dict(group_size=2))
+    assert torch.equal(pairs.input_ids, found.input_ids.repeat_interleave(2, 0))
+
+
+def test_sample_rollouts_frequencies():
+    """The first two tokens come as often as the model's probabilities at the temperature say (chi-square)."""
+    model, prompt, count, temperature = tiny_model(vocabulary=6, spread=0.15), [4, 5], 6000, 0.8
+    tokens = roll(model, [prompt, [2]], group_size=count, max_new_tokens=2, temperature=temperature,
+                  eos_token_ids=[3])
+    seen = torch.zeros(6, 6)
+    for first, second in tokens.input_ids[:count, -2:].tolist():
+        seen[first, second] += 1
+    with torch.no_grad():
+        after = model(input_ids=torch.tensor([[*prompt, y] for y in range(6)])).logits
+    chances = (after / temperature).softmax(-1)
+    expected = chances[0, 1][:, None] * chances[:, 2]
+    expected[3] = torch.tensor([chances[0, 1, 3], 0, 0, 0, 0, 0])  # stopped, then padded with 0
+    assert not seen[expected == 0].any()
+    expected, seen = count * expected.flatten(), seen.flatten()
+    cells = expected > 5
+    chi = ((seen - expected)[cells] ** 2 / expected[cells]).sum()
+    freedom = int(cells.sum()) - 1
+    assert freedom > 15 and chi < freedom + 4 * math.sqrt(2 * freedom)
+
+
+# ------------------------------------------------------------------------------------------- the training loop
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random policy with its tokenizer, and problems two thirds of which have the answer `sure`."""
+    folder = tmp_path_factory.mktemp("lab")
+    _, tokenizer = er.tiny_policy(16)
+    model = tiny_model(vocabulary=len(tokenizer), num_hidden_layers=1, spread=0.1, eos_token_id=1)
+    for part in (model, tokenizer):
+        part.save_pretrained(folder / "policy")
+    rows = [dict(problem=f"{'1+' * (i % 7)}{i}?", answer="sure" if i % 3 else "varied") for i in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch):
+    """train() there for two rollout steps, as (rows, weights); the reward is sure, or the parity of the length."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
+    monkeypatch.setattr(er, "math_reward", lambda text, gold: float(gold == "sure" or len(text) % 2))
+    names = (str(tmp_path / str(i)) for i in itertools.count())
+
+    def run(**settings):
+        base = dict(model=str(folder / "policy"), data=str(folder / "rows.jsonl"), prompt_template="{problem}",
+                    steps=2, prompts=9, group_size=6, updates=3, micro_batch=0, max_new_tokens=8, eval_every=0,
+                    lr=5e-4, clip_low=0.01, clip_high=0.01, clip_cov_ratio=0.1, clip_cov_low=0.1, kl_cov_fraction=0.1,
+                    entropy_coef=0.1, ref_kl_coef=1.0, device="cpu", threads=1, out=next(names))
+        config = er.Config(**base | settings)
+        rows = er.train(config)
+        return rows, AutoModelForCausalLM.from_pretrained(Path(config.out, "policy")).state_dict()
+    return run
+
+
+def spy(monkeypatch):
+    """The arguments of every policy_loss from now on: new log-probs, old log-probs, advantages, mask."""
+    calls, real = [], er.policy_loss
+    monkeypatch.setattr(er, "policy_loss", lambda config, *args, **more: (
+        calls.append([x.detach().clone() for x in args[:4]]), real(config, *args, **more))[1])
+    return calls
+
+
+ENDS = {}  # the weights of each method's run of the next test
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_update_micro_batches(run, method):
+    """The parameters after two rollout steps are the same to 1e-5 for micro-batches of 1, 3, 8 and all, and no two
+    methods' are the same, so each acted."""
+    settings = dict(method=method) | (dict(clip_high=0.03) if method == "clip_higher" else {})
+    rows, whole = run(**settings)
+    assert [row["updates"] for row in rows] == [None, 3, 3]
+    assert bool(rows[1]["selected_tokens"]) == ("cov" in method)
+    assert (rows[2]["clip_fraction"] > 0) == (method not in ("pg", "kl_cov"))
+    for size in (1, 3, 8):
+        for name, value in run(**settings, micro_batch=size)[1].items():
+            close(value, whole[name], rtol=0, atol=1e-5)
+    ENDS[method] = torch.cat([x.flatten() for x in whole.values()])
+    assert all((ENDS[method] - ENDS[other]).abs().max() > 3e-4 for other in ENDS if other != method)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_update_ratio_one(run, monkeypatch, size):
+    """While nothing has moved the weights, every ratio is exactly 1, in every mini-batch, on every token; policy_loss
+    sees whole mini-batches of mixed groups, and the others are left out and counted."""
+    calls = spy(monkeypatch)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    rows, _ = run(method="kl_cov", micro_batch=size, temperature=0.9)
+    assert len(calls) == 6
+    for new, old, advantages, mask in calls:
+        assert torch.equal(new, old) and new[mask].all() and advantages.all() and not len(new) % 6
+    for row, updates in zip(rows[1:], (calls[:3], calls[3:])):
+        assert row["zero_std_groups"] > 0 and row["approx_kl"] == 0 and row["clip_fraction"] == 0
+        assert sum(len(new) for new, *_ in updates) == 6 * (9 - row["zero_std_groups"])
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_update_first_is_policy_gradient(run, size):
+    """KL-Cov's first update is plain policy gradient's, bit for bit."""
+    ends = [run(method=m, steps=1, updates=1, micro_batch=size, kl_cov_coef=5.0)[1] for m in ("kl_cov", "pg")]
+    assert all(map(torch.equal, *(end.values() for end in ends)))
+
+
+def test_update_nothing_to_learn(run, folder, monkeypatch):
+    """A rollout whose groups are all equal moves nothing."""
+    monkeypatch.setattr(er, "math_reward", lambda text, gold: 1.0)
+    rows, end = run(method="grpo")
+    start = AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict()
+    assert rows[1]["zero_std_groups"] == 9 and rows[1]["updates"] == 0
+    assert all(map(torch.equal, start.values(), end.values()))
+
+
+def test_train_rows(run, tmp_path):
+    """Every row has the keys of the contract, train returns the rows of metrics.jsonl, and leaves torch as it was."""
+    state = torch.random.get_rng_state()
+    torch.set_num_threads(2)
+    rows, _ = run(method="clip_cov", eval_every=1, eval_problems=3, eval_samples=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert torch.equal(torch.random.get_rng_state(), state) and threads == 2
+    assert rows == [json.loads(line) for line in (tmp_path / "0/metrics.jsonl").read_text().splitlines()]
+    keys = """step seconds reward entropy response_length truncated zero_std_groups loss grad_norm clip_fraction
+        approx_kl cov_mean cov_top_0.02 cov_top_0.2 cov_top_2 cov_top_20 cov_top_50 selected_tokens selected_fraction
+        tokens tokens_per_second peak_memory_mb eval_avg eval_avg_se eval_pass eval_greedy eval_k""".split()
+    assert [row["step"] for row in rows] == [0, 1, 2] and all(set(keys) <= set(row) for row in rows)
+    row = rows[1]
+    tops = [row[f"cov_top_{p}"] for p in ("0.02", "0.2", 2, 20, 50)] + [row["cov_mean"]]
+    assert row["selected_tokens"] > 0 and 1 <= row["response_length"] <= 8 and tops == sorted(tops, reverse=True)
+
+
+# ------------------------------------------------------------------------------------------- the module as a whole
+
+def test_import_starts_nothing(tmp_path):
+    """Importing the module starts no thread, opens no connection, writes no file and changes no setting of torch."""
+    settings = ("(torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), "
+                "torch.get_float32_matmul_precision(), torch.random.get_rng_state().tolist())")
+    code = f"""
+import importlib, json, os, socket, sys, threading, torch
+def refuse(*args, **more): raise OSError("a connection on import")
+socket.socket.connect = socket.getaddrinfo = refuse
+before = {settings}
+importlib.import_module(os.environ["MODULE"])
+late = [name for name in ("datasets", "matplotlib") if name in sys.modules]
+print(json.dumps([before == {settings}, threading.active_count(), late]))"""
+    home = str(tmp_path)
+    found = python(code, HOME=home, XDG_CACHE_HOME=home, HF_HOME=home)
+    assert found == [True, 1, []] and not list(tmp_path.rglob("*"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Trust
+
+LIBRARIES = ("datasets", "transformers", "huggingface_hub")
+CLOCKS = {"seconds", "sampling_seconds", "update_seconds", "tokens_per_second", "peak_memory_mb"}
+SMALL = dict(data="arithmetic", steps=8, prompts=4, group_size=4, updates=2, micro_batch=0, max_new_tokens=8, lr=1e-2,
+             eval_every=4, eval_problems=6, eval_samples=2, checkpoint_every=1, threads=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Fixtures: an untrained policy of width 16, a reward that any text can earn, runs of 0.3 s
+
+def toy(patch):
+    """Reward by a coin that the response's text is, so that an untrained policy has something to learn from."""
+    patch.setattr(er, "math_reward", lambda response, gold: float(sum(map(ord, response)) % 2))
+    patch.setattr(er, "TRAIN_PROBLEMS", 64)
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    toy(monkeypatch)
+    return monkeypatch
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory):
+    """A checkpoint folder, of random weights."""
+    folder = tmp_path_factory.mktemp("policy")
+    for part in er.tiny_policy(16):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make(policy):
+    """make(out, setting=value, ...) is a small Config; make.run trains it and returns its folder."""
+    def config(out, **changes):
+        return er.Config(**SMALL | dict(model=str(policy), out=str(out)) | changes)
+
+    def run(out, **changes):
+        er.train(config(out, **changes))
+        return Path(out)
+    config.run = run
+    return config
+
+
+@pytest.fixture(scope="session")
+def runs(make, tmp_path_factory):
+    """Unbroken runs by name: four steps, and the eight that they are the first half of."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        toy(patch)
+        return dict(half=make.run(folder / "half", steps=4), whole=make.run(folder / "whole"))
+
+
+@pytest.fixture
+def half(runs, tmp_path):
+    """A copy of the run of four steps, to break."""
+    return shutil.copytree(runs["half"], tmp_path / "half")
+
+
+def flags(**settings):
+    return [x for k, v in settings.items() for x in (["--" + k.replace("_", "-")] + ([] if v is True else [str(v)]))]
+
+
+@pytest.fixture
+def cli(policy, tmp_path, capsys):
+    """cli("--steps 2", out=...) runs main with small settings: (status, stdout, lines of stderr)."""
+    def call(text="", small=True, picture=None, **changes):
+        capsys.readouterr()
+        settings = SMALL | dict(model=policy, out=tmp_path / "run") if small else {}
+        with pytest.MonkeyPatch.context() as patch:
+            for handler in (h for name in LIBRARIES for h in logging.getLogger(name).handlers):
+                if type(handler) is logging.StreamHandler:
+                    patch.setattr(handler, "stream", sys.stderr)  # where a user would see it
+            if not (not small if picture is None else picture):  # a second each
+                patch.setattr(er, "draw", lambda *a: None)
+            status = er.main(flags(**settings | changes) + shlex.split(text))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return status, out, err.splitlines()
+    return call
+
+
+def refused(result, *words):
+    """Exit status 2 and one line on stderr that has the words."""
+    status, _, errors = result
+    assert status == 2 and len(errors) == 1, result
+    assert all(word in errors[0] for word in words), errors
+    return True
+
+
+def rows_of(run):
+    """The log but for times, from strict JSON."""
+    def strict(token):
+        raise AssertionError(f"{token} in the log")
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line, parse_constant=strict).items() if k not in CLOCKS} for line in lines]
+
+
+def state_of(run):
+    return torch.load(Path(run, "checkpoint.pt"), weights_only=True)
+
+
+def bits(x):
+    """Nested containers with their tensors as bytes, to compare with ==."""
+    if isinstance(x, torch.Tensor):
+        return x.dtype, x.shape, x.numpy().tobytes()
+    if isinstance(x, dict):
+        return {k: bits(v) for k, v in x.items()}
+    return [*map(bits, x)] if isinstance(x, list) else x
+
+
+def files_of(run):
+    return {p.relative_to(run): p.read_bytes() for p in sorted(Path(run).rglob("*")) if p.is_file()}
+
+
+def assert_same_run(run, other):
+    """Rows, samples, weights, optimizer, reference and saved policy are those of the other run, to the last bit."""
+    assert rows_of(run) == rows_of(other)
+    assert Path(run, "samples.jsonl").read_text() == Path(other, "samples.jsonl").read_text()
+    ours, theirs = state_of(run), state_of(other)
+    assert ours.keys() == theirs.keys()
+    assert all(bits(ours[k]) == bits(theirs[k]) for k in ours if k != "rows")
+    assert files_of(Path(run, "policy")) == files_of(Path(other, "policy"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Resume
+
+def in_child(work):
+    """Fork a process that does the work with its output thrown away; its id."""
+    pid = os.fork()
+    if pid == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 1), os.dup2(null, 2)
+        with contextlib.suppress(BaseException):
+            work()
+        os._exit(0)
+    return pid
+
+
+@pytest.mark.parametrize("method,every,kills,steps", [("kl_cov", 1, 10, 30), ("ref_kl", 3, 3, 21)])
+def test_a_run_killed_at_random_moments_is_the_unbroken_run(make, toys, tmp_path, method, every, kills, steps):
+    """kill -9 at ten random moments, resumed each time: same rows, samples and weights as without."""
+    settings = dict(method=method, checkpoint_every=every, steps=steps)
+    whole, broken, rng = make.run(tmp_path / "whole", **settings), tmp_path / "broken", random.Random(0)
+    step = sum(r["seconds"] for r in er.read_log(whole)) / steps * every
+    checkpoint = broken / "checkpoint.pt"
+    saved = lambda: checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    for _ in range(kills):
+        before, child = saved(), in_child(lambda: make.run(broken, resume=True, **settings))
+        for _ in range(rng.choice((0, 9999, 9999, 9999))):  # most times it may get one checkpoint further
+            if saved() != before:
+                break
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 1.5 * step))
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it had ended already: give it more steps"
+    assert 0 < len(rows_of(broken)) <= steps
+    make.run(broken, resume=True, **settings)
+    assert_same_run(broken, whole)
+
+
+def cut(run, name, count):
+    (run / name).write_bytes((run / name).read_bytes()[:count])
+
+
+@pytest.mark.parametrize("damage", [
+    lambda run: None,
+    lambda run: cut(run, "metrics.jsonl", -9),                              # a torn last row
+    lambda run: cut(run, "metrics.jsonl", 40),                              # rows that never reached the disk
+    lambda run: (run / "metrics.jsonl").unlink(),
+    lambda run: er.append(run / "metrics.jsonl", [er.read_log(run)[-1] | dict(step=5, reward=9.0)]),  # a row too many
+    lambda run: er.append(run / "samples.jsonl", [dict(step=8, problem="", response="")]),
+    lambda run: (run / "checkpoint.pt.tmp").write_bytes(b"half a checkpoint"),       # a draft that a kill left
+    lambda run: (run / "checkpoint.pt").unlink(),                           # killed before the first checkpoint
+    lambda run: shutil.rmtree(run / "policy"),
+], ids=["longer", "torn row", "rows missing", "no log", "row too many", "samples too many", "draft", "no checkpoint",
+        "no policy"])
+def test_what_a_crash_left_is_mended_at_resume(make, toys, runs, half, damage):
+    """A log and a checkpoint that disagree are brought together, and --resume --steps 8 is the run of eight steps."""
+    damage(half)
+    make.run(half, steps=8, resume=True)
+    assert_same_run(half, runs["whole"])
+
+
+class Bomb:
+    """Unpickled, it leaves a file behind."""
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("damage,words", [
+    (lambda run: cut(run, "checkpoint.pt", 5000), ["checkpoint.pt", "damaged"]),
+    (lambda run: (run / "checkpoint.pt").write_text("hello"), ["checkpoint.pt", "damaged"]),
+    (lambda run: torch.save(dict(rows=[]), run / "checkpoint.pt"), ["checkpoint.pt", "damaged"]),
+    (lambda run: torch.save(state_of(run) | dict(model={}), run / "checkpoint.pt"), ["checkpoint.pt"]),
+    (lambda run: torch.save(dict(x=Bomb(run.parent / "boom")), run / "checkpoint.pt"), ["checkpoint.pt"]),
+    (lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnot JSON\n{"step": 2}\n'),
+     ["metrics.jsonl", "line 2"]),
+    (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n" * 3), ["metrics.jsonl"]),
+    (lambda run: (run / "samples.jsonl").write_text("[]\n[]\n"), ["samples.jsonl", "line 1"]),
+    (lambda run: (run / "config.json").write_text("[]"), ["config.json"]),
+    (lambda run: (run / "config.json").unlink(), ["config.json"]),
+], ids="torn zip,text,foreign,no weights,bomb,log line,binary log,samples,config,no config".split(","))
+def test_a_damaged_run_is_refused(cli, half, damage, words):
+    """One line names the damaged file; nothing is changed, and nothing in it is executed."""
+    damage(half)
+    before = files_of(half)
+    assert refused(cli("--resume", out=half), *words)
+    assert files_of(half) == before and not (half.parent / "boom").exists()
+
+
+def test_a_run_is_never_overwritten(cli, make, toys, half, tmp_path):
+    """Without --resume, or with settings that change the rows, a run folder stays as it is, byte for byte."""
+    before = files_of(half)
+    assert refused(cli(out=half), "--resume", "--out")
+    assert refused(cli("--resume --lr 1 --kl-cov-coef 3 --method pg", out=half), "--lr", "--kl-cov-coef", "--method")
+    assert refused(cli("--resume --threads 2 --seed 1", out=half), "--threads", "--seed")
+    assert files_of(half) == before
+    assert json.loads((half / "config.json").read_text())["threads"] == 1
+    make.run(half, steps=5, resume=True, checkpoint_every=2)  # neither of these changes a row
+
+
+def test_a_model_folder_is_not_a_run_folder(cli, policy, tmp_path):
+    """--out that names somebody's checkpoint does not replace its config.json."""
+    model = shutil.copytree(policy, tmp_path / "model")
+    before = files_of(model)
+    assert refused(cli(out=model), str(model))
+    assert files_of(model) == before
+
+
+def test_a_failed_start_does_not_block_the_next(cli, make, toys, tmp_path):
+    """What a start that failed left behind needs no --resume, and no other --out."""
+    assert refused(cli(data="missing.jsonl"), "missing.jsonl")
+    assert refused(cli(device="nope"), "nope")
+    assert len(rows_of(make.run(tmp_path / "run", steps=1))) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Determinism
+
+def test_one_seed_gives_one_run(make, toys, runs, tmp_path):
+    """The same seed: the same rows and weights, and no global state used. Another seed: other rows."""
+    random.seed(5), torch.manual_seed(5), torch.set_num_threads(1)
+    before = random.getstate(), torch.get_rng_state().tolist(), signal.getsignal(signal.SIGINT)
+    again = make.run(tmp_path / "again", threads=1)
+    assert before == (random.getstate(), torch.get_rng_state().tolist(), signal.getsignal(signal.SIGINT))
+    assert_same_run(again, runs["whole"])
+    assert rows_of(make.run(tmp_path / "other", seed=1, steps=1))[0] != rows_of(again)[0]
+
+
+def test_the_order_of_the_data_depends_on_the_seed_alone(make, toys, tmp_path):
+    """Every method sees the same problems at the same step; each epoch has every problem once, in another order."""
+    def order(**changes):
+        seen, collect = [], er.collect
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(er, "TRAIN_PROBLEMS", 12)
+            patch.setattr(er, "collect", lambda c, p, problems, *a, **k: (
+                seen.append([x["problem"] for x in problems]), collect(c, p, problems, *a, **k))[1])
+            make.run(tmp_path / f"run{random.random()}", steps=6, eval_every=0, **changes)
+        return seen[1:]  # step 0 looks only
+    batches = order(method="grpo")
+    assert batches == order(method="clip_cov", group_size=2, lr=1e-4, advantage="rloo")
+    assert batches != order(method="grpo", seed=1)
+    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    assert sorted(first) == sorted(second) and len(set(first)) == 12 and first != second
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Signals, numbers, disks
+
+@pytest.mark.parametrize("place", ["policy_loss", "evaluate", "sample_rollouts", "append"])
+def test_ctrl_c_finishes_the_step(cli, make, toys, runs, tmp_path, place):
+    """SIGINT anywhere in a step: the step is finished, the checkpoint written, 130; resumed, the unbroken run."""
+    real, calls = getattr(er, place), []
+
+    def interrupted(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == dict(evaluate=2).get(place, 6):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **keywords)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(er, place, interrupted)
+        status, out, _ = cli()
+    run = tmp_path / "run"
+    done = rows_of(run)
+    assert status == 130 and "--resume" in out and 1 < len(done) < 9
+    assert json.loads(state_of(run)["rows"])[-1]["step"] == done[-1]["step"]
+    make.run(run, resume=True)
+    assert_same_run(run, runs["whole"])
+
+
+def test_a_second_ctrl_c_stops_at_once(cli, make, toys, runs, tmp_path):
+    """Two SIGINT in one step: 130 without finishing it, and the run can be gone on with."""
+    real = er.policy_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(er, "policy_loss", lambda *a, **k: (signal.raise_signal(signal.SIGINT), real(*a, **k))[1])
+        assert cli()[0] == 130
+    assert len(rows_of(tmp_path / "run")) == 1
+    assert_same_run(make.run(tmp_path / "run", resume=True), runs["whole"])
+
+
+def spoil(kind):
+    """policy_loss whose value is NaN, or whose gradient has one infinite or NaN entry."""
+    real = er.policy_loss
+
+    def spoiled(config, logprobs, *arguments, **keywords):
+        loss = real(config, logprobs, *arguments, **keywords)
+        if kind == "loss":
+            return loss * math.nan
+        first = torch.zeros_like(logprobs, dtype=torch.bool)
+        first[0, 0] = True
+        logprobs.register_hook(lambda grad: grad.masked_fill(first, float(kind)))
+        return loss
+    return spoiled
+
+
+@pytest.mark.parametrize("kind", ["loss", "inf", "nan"])
+def test_numbers_that_are_not_finite_never_reach_the_weights(make, toys, half, capsys, kind):
+    """NaN at one step: weights and optimizer untouched to the bit, the row says so, said once, the run goes on."""
+    before = state_of(half)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(er, "policy_loss", spoil(kind))
+        make.run(half, steps=6, resume=True)
+    after, rows = state_of(half), rows_of(half)
+    assert bits(after["model"]) == bits(before["model"]) and bits(after["optimizer"]) == bits(before["optimizer"])
+    assert [r["skipped_updates"] == r["updates"] > 0 for r in rows[1:]] == [False] * 4 + [True] * 2
+    assert capsys.readouterr().out.count("not finite") == 1
+    make.run(half, steps=7, resume=True)
+    row = rows_of(half)[-1]
+    assert row["updates"] > row["skipped_updates"] == 0 and bits(state_of(half)["model"]) != bits(before["model"])
+
+
+def test_several_steps_without_a_finite_number_end_the_run(cli, toys, policy, tmp_path):
+    """NaN in every update: exit 2 after a few steps, and the checkpoint holds the weights from before them."""
+    toys.setattr(er, "policy_loss", spoil("loss"))
+    status, _, errors = cli(steps=50)
+    assert status == 2 and "finite" in errors[-1] and "Traceback" not in str(errors)
+    assert 3 <= len(rows_of(tmp_path / "run")) <= 12
+    start = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    assert bits(state_of(tmp_path / "run")["model"]) == bits(dict(start.state_dict()))
+
+
+def test_weights_that_overflow_end_the_run(cli, toys):
+    """A learning rate that drives the policy to infinity ends in one line on --lr."""
+    assert refused(cli(lr=1e30), "--lr")
+
+
+def full(patch, how, folder):
+    """Make the disk full for everything over 100 kB, or from the moment of the second checkpoint on."""
+    if how == "tmpfs":
+        folder.mkdir()
+        if subprocess.run(f"mount -t tmpfs -o size=200k tmpfs {folder}".split(), capture_output=True).returncode:
+            pytest.skip("mounting takes root")
+        return lambda: subprocess.run(["umount", folder], check=True)
+    if how == "limit":
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        real, calls = er.write, []
+
+        def write(path, data):
+            calls.append(path.name)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000 if calls.count("checkpoint.pt") == 2 else soft, hard))
+            real(path, data)
+        patch.setattr(er, "write", write)
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    calls = []
+
+    def no_space(*arguments, real=getattr(os, how)):
+        calls.append(1)
+        if len(calls) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+    patch.setattr(os, how, no_space)
+    return patch.undo
+
+
+@pytest.mark.parametrize("how", ["tmpfs", "limit", "fsync", "replace"])
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(cli, make, runs, tmp_path, how):
+    """A write that fails in mid-run: one line, exit 2; the checkpoint before it loads, and resumes."""
+    run, kept = tmp_path / "disk" / "run", tmp_path / "kept"
+    with pytest.MonkeyPatch.context() as patch:
+        toy(patch)
+        restore = full(patch, how, tmp_path / "disk")
+        try:
+            result = cli(out=run)
+            if how == "tmpfs":
+                shutil.copytree(run, kept)
+        finally:
+            restore()
+        if how != "tmpfs":
+            shutil.copytree(run, kept)
+        toy(patch)
+        assert refused(result, "cannot be written", "checkpoint.pt")
+        assert not list(kept.glob("*.tmp")) and state_of(kept)["model"]
+        make.run(kept, resume=True)
+    assert_same_run(kept, runs["whole"])
+
+
+def test_a_log_or_a_policy_that_cannot_be_written_ends_in_one_line(cli, make, toys, runs, half):
+    """A disk that is full when a row is added, or when the policy is saved: one line, and --resume mends it."""
+    def no_space(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(er, "open", lambda path, mode: no_space() if mode == "a" else open(path, mode), raising=False)
+        assert refused(cli("--resume", out=half), "metrics.jsonl", "No space")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(er.Qwen2ForCausalLM, "save_pretrained", no_space)
+        assert refused(cli("--resume", out=half), "policy", "No space")
+    assert_same_run(make.run(half, resume=True), runs["whole"])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Bad input
+
+NAMED = """
+    --advantage gae; --no-such-flag 1; --step 3; --steps 0; --steps 2.5; --steps many; --steps; --prompts -4;
+    --group-size 1; --updates 0; --micro-batch -1; --max-new-tokens 0; --temperature 0; --temperature nan; --lr
+    inf; --lr -0.1; --lr fast; --seed -1; --threads -1; --eval-samples 0; --eval-problems 0; --eval-every -1;
+    --checkpoint-every 0; --clip-low -0.2; --clip-high nan; --clip-cov-ratio 1.5; --kl-cov-fraction -0.1;
+    --kl-cov-fraction 2; --kl-cov-coef inf; --entropy-coef -1; --report
+"""  # the line names the flag
+BAD = r"""
+    --method ppo                              | --method grpo kl_cov
+    --kl-estimator k1                         | --kl-estimator abs k2 k3
+    --updates 3                               | --updates --prompts divide
+    --clip-cov-low 5 --clip-cov-high 1        | --clip-cov-low --clip-cov-high below
+    --clip-cov-low nan                        | --clip-cov-low nan number
+    --prompt-template "What is it?"           | --prompt-template {problem}
+    --probe --updates 4                       | --probe --updates
+    --device nope                             | --device nope
+    --device cuda:99                          | --device cuda
+    --device meta                             | --device meta
+    --model tiny --device nope                | --device nope
+    --model tiny-17                           | tiny-17 16
+    --model tiny-0                            | tiny-0
+    --model tiny-big                          | tiny-big tiny-WIDTH
+    --model tinyhouse                         | tinyhouse
+    --model nobody/no-such-model              | nobody/no-such-model
+    --model nowhere/a/b/c                     | nowhere/a/b/c
+    --model empty                             | --model empty
+    --model torn                              | --model torn
+    --model wordless                          | --model wordless tokenizer
+    --model coded                             | --model coded
+    --data nowhere.jsonl                      | nowhere.jsonl no such file
+    --data zero.jsonl                         | zero.jsonl empty
+    --data prose.jsonl                        | prose.jsonl
+    --data prose.json                         | prose.json json
+    --data prose.parquet                      | prose.parquet parquet
+    --data binary.csv                         | binary.csv csv
+    --data good.txt                           | good.txt .jsonl .json .csv .parquet
+    --data empty                              | empty
+    --data folder.jsonl                       | folder.jsonl
+    --data columns.jsonl                      | columns.jsonl problem answer colour shape
+    --data answerless.jsonl                   | answerless.jsonl answer
+    --data few.jsonl                          | few.jsonl --prompts
+    --data numbers.jsonl                      | numbers.jsonl
+    --data chat.jsonl                         | chat.jsonl
+    --eval-data nowhere.csv                   | nowhere.csv
+    --eval-data columns.jsonl                 | columns.jsonl colour
+    --data nobody/no-such-data                | nobody/no-such-data
+    --out good.txt                            | good.txt file
+    --out good.txt/run                        | good.txt/run
+    --out /proc/no/run                        | /proc/no/run
+    --compare --seeds 0,x                     | --seeds 0,x
+    --compare --seeds 0,,1                    | --seeds 0,,1
+    --compare --seeds ²                       | --seeds ²
+    --report nowhere                          | nowhere
+    --report empty                            | empty config.json
+    --report good.txt                         | good.txt
+    --report damaged                          | damaged line 2
+    --report binary                           | binary metrics.jsonl
+    --report foreign                          | foreign metrics.jsonl
+    --eval-only --model empty                 | --model empty
+"""  # arguments | words of the line
+
+
+@pytest.fixture(scope="session")
+def wrong(tmp_path_factory, policy):
+    """A folder of files and folders, each wrong in its own way."""
+    root = tmp_path_factory.mktemp("wrong")
+    for name in ("empty", "folder.jsonl", "damaged", "binary", "foreign"):
+        (root / name).mkdir()
+        (root / name / "config.json").write_text("{}") if name in ("damaged", "binary", "foreign") else None
+    good = "".join(json.dumps(dict(problem=f"{n}+1?", answer=str(n + 1))) + "\n" for n in range(20))
+    lines = {"zero.jsonl": "", "prose.jsonl": "once upon\n", "prose.json": "{once", "prose.parquet": "upon a time",
+             "good.txt": good, "columns.jsonl": '{"colour": 1, "shape": "2"}\n',
+             "few.jsonl": good[:good.index("\n") + 1],
+             "answerless.jsonl": '{"problem": "1", "answer": ""}\n{"problem": "2", "answer": null}\n',
+             "numbers.jsonl": "".join(f'{{"problem": [{n}], "answer": {n}}}\n' for n in range(20)),
+             "chat.jsonl": "".join(f'{{"prompt": [{{"role": "user", "text": "{n}"}}], "answer": 1}}\n' for n in "abcd"),
+             "damaged/metrics.jsonl": '{"step": 0}\n{"step"\n{"step": 2}\n',
+             "foreign/metrics.jsonl": '{"loss": "low"}\n{"step": "one", "eval_avg": "x", "entropy": 1}\n' * 2}
+    for name, text in lines.items():
+        (root / name).write_text(text)
+    for name in ("binary.csv", "binary/metrics.jsonl"):
+        (root / name).write_bytes(b"\xff\xfe\x00\n" * 9)
+    for name in ("torn", "wordless", "coded", "tinyhouse"):
+        shutil.copytree(policy, root / name)
+    cut(root / "torn", "model.safetensors", 5000)
+    cut(root / "tinyhouse", "model.safetensors", 5000)  # its name is no reason to take the built-in policy
+    for path in (root / "wordless").glob("tokenizer*"):
+        path.unlink()
+    (root / "coded" / "config.json").write_text(json.dumps(dict(model_type="own", auto_map=dict(
+        AutoConfig="code.Own", AutoModelForCausalLM="code.Own"))))
+    (root / "coded" / "code.py").write_text(f"open({str(root / 'boom')!r}, 'w')\nclass Own: pass\n")
+    return root
+
+
+CASES = dict((" ".join(flag.split()), flag.split()[0]) for flag in NAMED.split(";")) | dict(
+    [part.strip() for part in line.split("|")] for line in BAD.strip().splitlines())
+
+
+@pytest.mark.parametrize("arguments", CASES)
+def test_bad_input_ends_with_one_line(cli, wrong, monkeypatch, arguments):
+    """Exit status 2, one line that names what is wrong, no traceback, before any long work, nothing executed."""
+    def too_late(*arguments, **keywords):
+        raise AssertionError("long work had begun")
+    for name in ("sample_rollouts", "response_logprobs"):
+        monkeypatch.setattr(er, name, too_late)
+    monkeypatch.chdir(wrong)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(wrong / "cache"))
+    monkeypatch.setattr("builtins.input", lambda *a: "y")  # to whatever might ask
+    try:
+        assert refused(cli(arguments), *CASES[arguments].split())
+        assert not (wrong / "boom").exists()
+    finally:
+        (wrong / "boom").unlink(missing_ok=True)
+
+
+def test_a_bad_flag_in_a_shell(tmp_path):
+    """The script itself, as a user starts it: status 2 and one line, nothing written."""
+    command = [sys.executable, er.__file__, "--method", "ppo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "kl_cov" in done.stderr and not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_warm_up(cli, monkeypatch, wrong):
+    """XDG_CACHE_HOME under a file: one line, and no minute of warm-up lost."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(wrong / "good.txt"))
+    monkeypatch.setattr(er, "response_logprobs", None)
+    assert refused(cli(model="tiny-16"), "good.txt")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Data
+
+def problems_of(data, split="train", **changes):
+    return er.load_problems(er.Config(data=str(data), **changes), split)
+
+
+def table(folder, name, rows):
+    """Write rows as a data file of the name's suffix."""
+    import datasets
+    data, path = datasets.Dataset.from_list(rows), str(folder / name)
+    dict(jsonl=data.to_json, json=lambda p: Path(p).write_text(json.dumps(rows)), csv=data.to_csv,
+         parquet=data.to_parquet)[name.rpartition(".")[2]](path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a [1]*.jsonl"])
+def test_data_files(tmp_path, name):
+    """The same rows come out of every kind of file; those without a readable answer are left out, and counted."""
+    rows = [dict(problem=f"p{n}", answer=f"{n}/2") for n in range(20)] + [dict(problem="q", answer=None)]
+    path = table(tmp_path, name, rows)
+    found = problems_of(path, "train") + problems_of(path, "test")
+    assert sorted(map(str, found)) == sorted(map(str, rows[:-1]))
+
+
+def test_rows_without_an_answer_are_counted(cli, toys, tmp_path):
+    """How many rows were skipped stands in the output."""
+    rows = [dict(problem=f"{n}+1?", answer=["1", "", None, "x" * 5000][n % 4]) for n in range(40)]
+    status, out, _ = cli(data=table(tmp_path, "d.jsonl", rows), steps=1)
+    assert status == 0 and "30 of 40 rows skipped" in out
+
+
+@pytest.mark.parametrize("question,asked", [("problem", "1+1?"), ("question", "1+1?"), ("prompt", "1+1?"),
+                                            ("prompt", [dict(role="user", content="1+1?")])])
+@pytest.mark.parametrize("answer,gold", [("answer", "2"), ("ground_truth", "2"), ("answer", "One and one.\n#### 2"),
+                                         ("solution", r"$1+1=\boxed{3}$, no: $\boxed{2}$")])
+def test_columns(tmp_path, question, asked, answer, gold):
+    """Question and answer columns by any of their names; a chat; an answer at the end of a solution."""
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"id": n, question: asked, answer: gold}) + "\n" for n in range(2)))
+    assert problems_of(path, "test") == [dict(problem=asked, answer="2")]
+
+
+def test_train_and_held_out_are_disjoint(make, toys, tmp_path):
+    """Built-in splits by construction; one file used for both; two files that overlap; the same file twice."""
+    splits = [{p["problem"] for p in er.arithmetic_problems(split, 1500)} for split in ("train", "dev", "test")]
+    assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
+    rows = [dict(problem=f"{n}+{n}?", answer=str(2 * n)) for n in range(60)]
+    one, two = table(tmp_path, "one.jsonl", rows[:40]), table(tmp_path, "two.jsonl", rows[30:])
+    twice = table(tmp_path, "twice.jsonl", rows + rows)
+    for settings, trained, held in (
+            (dict(data=one), 36, 4), (dict(data=one, eval_data=one), 36, 4), (dict(data=one, eval_data=two), 30, 30),
+            (dict(data=two, eval_data="arithmetic"), 30, 6), (dict(data=twice), 54, 6),
+            (dict(data=one, eval_data=f"{tmp_path}/./one.jsonl"), None, None)):
+        size = 6 if trained is None or settings.get("eval_data") == "arithmetic" else 30
+        _, test, train = er.prepare(make(tmp_path / "run", eval_problems=size, **settings), train=True)
+        assert not {p["problem"] for p in train} & {p["problem"] for p in test} and train and test
+        assert trained is None or (len(train), len(test)) == (trained, held)
+
+
+@pytest.mark.parametrize("name,layout,read", [
+    ("openai/gsm8k", dict(socratic=["train", "test"], main=["train", "test"]),
+     dict(train="main/train", test="main/test")),
+    ("x/validated", dict(default=["train", "validation"]), dict(train="default/train", test="default/validation")),
+    ("x/trained", dict(default=["train"]), dict(train="default/train", test="default/train")),
+    ("HuggingFaceH4/MATH-500", dict(default=["test"]), dict(train="default/test", test="default/test"))])
+def test_hub_data_sets(monkeypatch, name, layout, read):
+    """Which configuration and split of a hub data set is read; where one serves both, it is divided."""
+    import datasets
+    asked = []
+
+    def load(source, config=None, *, split=None, **keywords):
+        asked.append(f"{config}/{split}")
+        assert source == name and not keywords.get("trust_remote_code")
+        kind = "tr" if "train" in split else "te"
+        return datasets.Dataset.from_list([dict(question=f"{kind}{n}", answer=f"so #### {n}") for n in range(50)])
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda source, **k: [*layout])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source, config=None, **k: layout[config])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    train, test = (problems_of(name, split, eval_problems=20) for split in ("train", "test"))
+    assert asked == [read["train"], read["test"]]
+    shared = read["train"] == read["test"]
+    assert (len(train), len(test)) == ((45, 5) if shared else (50, 20))
+    assert not {p["problem"] for p in train} & {p["problem"] for p in test}
+    asked.clear()
+    assert len(problems_of("arithmetic", "test", eval_data=name, eval_problems=20)) == 20 and asked == [read["test"]]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Checkpoints of others
+
+@pytest.mark.parametrize("kind", ["pad is eos", "no pad", "two stops"])
+def test_a_local_checkpoint_trains_on_local_data(cli, toys, tmp_path, kind):
+    """A folder with a chat template on GSM8K-shaped rows: the stop token is in the loss, the saved policy loads."""
+    model, tokenizer = er.tiny_policy(16)
+    tokenizer.chat_template = "{% for m in messages %}7-{{ m['content'] }}=7{% endfor %}"
+    tokenizer.pad_token = dict([("pad is eos", "<eos>"), ("no pad", None)]).get(kind, "<pad>")
+    model.generation_config.eos_token_id = [1, 3] if kind == "two stops" else 1
+    model.save_pretrained(tmp_path / "model"), tokenizer.save_pretrained(tmp_path / "model")
+    rows = [dict(question=f"Ann has {n} apples.", answer=f"Ann has <<{n}*2>> two each.\n#### {n}") for n in range(20)]
+    real, seen, connected = er.sample_rollouts, [], []
+    toys.setattr(socket.socket, "connect", lambda *a: connected.append(a))
+    toys.setattr(er, "sample_rollouts", lambda *a, **k: seen.append((a[1], k, real(*a, **k))) or seen[-1][2])
+    losses, real_loss, coin = [], er.policy_loss, itertools.cycle((0.0, 1.0))
+    toys.setattr(er, "math_reward", lambda *a: next(coin))  # so that no group is left out of the loss
+    toys.setattr(er, "policy_loss", lambda *a, **k: losses.append(a[4]) or real_loss(*a, **k))  # the mask
+    status, _, errors = cli(model=tmp_path / "model", data=table(tmp_path, "gsm8k.jsonl", rows), steps=2)
+    assert status == 0 and not connected, errors
+    prompts, settings, rollouts = seen[0]
+    assert all(tokenizer.decode(ids).startswith("7-") and tokenizer.decode(ids).endswith("=7") for ids in prompts)
+    stops = {1, 3} if kind == "two stops" else {1}
+    assert {*settings["eos_token_ids"]} == stops
+    ended = set()
+    for _, _, rollouts in seen:
+        tokens, mask = rollouts.input_ids[:, -rollouts.response_mask.shape[1]:], rollouts.response_mask
+        for row, kept in zip(tokens.tolist(), mask.tolist()):
+            first = next((i for i, t in enumerate(row) if t in stops and kept[i]), None)
+            assert sum(kept) == (len(row) if first is None else first + 1)
+            ended |= {row[first]} if first is not None else set()
+    assert ended == stops
+    assert sum(int(m.sum()) for m in losses) == sum(r["tokens"] for r in er.read_log(tmp_path / "run")[1:])
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy", dtype=torch.float32)
+    saved_weights, start = bits(dict(saved.state_dict())), bits(dict(model.state_dict()))
+    assert saved_weights == bits(state_of(tmp_path / "run")["model"]) != start
+    assert saved.generation_config.eos_token_id == ([1, 3] if kind == "two stops" else 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reports
+
+def synthetic(folder, points, **changes):
+    """A run folder with a log of (entropy, accuracy) points."""
+    quadrants = dict(quadrant_tokens=[0.1, 0.2, 0.3, 0.4], quadrant_cov=[0.5, -0.25, -0.25, 0.5],
+                     quadrant_selected=[6.0, 0.0, 0.0, 2.0])
+    rows = [dict(step=n, entropy=h, reward=r, response_length=9.0, seconds=1.0, eval_avg=r, eval_k=4) |
+            (dict(cov_mean=0.5, most_selected={"\x1b[2J": 2, "=": 6}, updates=1, skipped_updates=0, selected_tokens=8,
+                  **{f"cov_top_{p}": 50 - p for p in (0.02, 0.2, 2, 20, 50)}, **quadrants) if n else {})
+            for n, (h, r) in enumerate(points)]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(method="grpo", seed=3) | changes))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def decay(n, a=0.25, b=0.875):
+    return [(h, -a * math.exp(h) + b) for h in (1.2 * 0.9 ** i for i in range(n))]
+
+
+def test_report_of_a_known_law(cli, tmp_path):
+    """a, b, ceiling, fit and prediction of a log that obeys the law; Fig. 2, Table 1, quadrants, tokens; a PNG."""
+    run = synthetic(tmp_path / "grpo-seed3", decay(25))
+    status, out, errors = cli(f"--report {run}", small=False)
+    assert status == 0 and not errors
+    a, b, ceiling, r2, rmse = map(float, re.search(
+        r"R = -([\d.]+) exp\(H\) \+ ([\d.]+); ceiling b - a = ([\d.]+); R2 ([\d.]+), RMSE ([\d.]+)", out).groups())
+    assert (a, b, ceiling, r2, rmse) == (0.25, 0.875, 0.625, 1, 0)
+    assert re.findall(r"from the first (\w+) .*RMSE ([\d.]+) over the other (\d+), .([\d.]+) at the last", out) == [
+        ("15", "0.0000", "21", "0.0000"), ("third", "0.0000", "17", "0.0000")]
+    points = decay(25)
+    spent = (points[8][0] - points[0][0]) / (points[-1][0] - points[0][0])
+    gained = (points[8][1] - points[0][1]) / (points[-1][1] - points[0][1])
+    assert re.search(rf"1/3 of the run .*: {spent:.0%} of the entropy spent, {gained:.0%} of the gain", out)
+    assert "top 0.02 % 49.980" in out and "top 50 % 0.000" in out
+    assert r"= 144, \x1b[2J 48" in out and "\x1b" not in out
+    assert re.search(r"share of the selected +0.750 +0.000 +0.000 +0.250", out)
+    assert "poor" not in out and "did not learn" not in out and "intervenes" not in out
+    picture = run / "report.png"
+    assert str(picture) in out and picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("name,points,words", [  # those in capitals are drawn too
+    ("ONE ROW", decay(1), ["too short"]), ("NO ROW", [], ["too short"]),
+    ("one entropy", [(0.5, 0.1)] * 5, ["no law"]),
+    ("NEVER EVALUATED", [(h, None) for h, _ in decay(9)], ["no law", "Cov (Table 1)", "quadrants"]),
+    ("never learned", [(h, 0.3 + 0.01 * (i % 2)) for i, (h, _) in enumerate(decay(12))],
+     ["did not learn", "poor fit"]),
+    ("backwards", [(h, 1 - r) for h, r in decay(12)], ["R = 0.2500 exp(H) + 0.1250", "did not learn"]),
+    ("NOT NUMBERS", [(h if i % 5 else math.nan, r if i % 7 else None) for i, (h, r) in enumerate(decay(12), 1)],
+     ["not finite", "R = -0.2500 exp(H) + 0.8750"]),
+    ("no numbers", [(None, None)] * 5, ["no law"])])
+def test_reports_of_poor_logs(cli, tmp_path, name, points, words):
+    """A log that is short, constant, unlearned or not finite: said plainly, status 0, nothing on stderr."""
+    status, out, errors = cli(f"--report {synthetic(tmp_path / 'run', points)}", small=False, picture=name.isupper())
+    assert status == 0 and not errors and all(word in out for word in words), out
+
+
+def test_report_of_an_unfinished_run_without_matplotlib(cli, monkeypatch, tmp_path):
+    """A torn last line is left out; without matplotlib the numbers come, and one line says what to install."""
+    run = synthetic(tmp_path / "run", decay(9), method="kl_cov")
+    cut(run, "metrics.jsonl", -20)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, out, errors = cli(f"--report {run}", small=False)
+    assert status == 0 and not errors and "8 rows" in out and "R = -0.2500 exp(H) + 0.8750" in out
+    assert out.count("pip install matplotlib") == 1 and "intervenes" in out and not (run / "report.png").exists()
+
+
+def test_training_without_matplotlib(cli, toys, tmp_path):
+    """The main job needs no matplotlib."""
+    toys.setitem(sys.modules, "matplotlib", None)
+    status, out, _ = cli(steps=1, picture=True)
+    assert status == 0 and "pip install matplotlib" in out and "run folder" in out
+
+
+def test_a_run_that_is_never_evaluated(cli, toys):
+    """--eval-every 0: trains, draws and ends with its table."""
+    status, out, errors = cli(eval_every=0, steps=2, picture=True)
+    assert status == 0 and "entropy (nats)" in out and "UserWarning" not in str(errors)
+
+
+def test_compare_trains_each_run_once(cli, toys, tmp_path):
+    """Every method and seed from the same start, one table with all; a second time nothing is trained again."""
+    toys.setattr(er, "METHODS", ("grpo", "kl_cov", "ref_kl"))
+    settings = dict(steps=2, eval_every=1, max_new_tokens=4, eval_problems=2, compare=True, seeds="0,1",
+                    out=tmp_path / "all", picture=True)
+    status, out, errors = cli(**settings)
+    assert status == 0, errors
+    named = [line.split()[0] for line in out.splitlines() if re.match(r"\w+ +[\d.]+ +[\d.]+ +[\d.]+ ", line)]
+    assert named == list(er.METHODS) and (tmp_path / "all" / "comparison.png").stat().st_size < 200_000
+    first = {method: rows_of(tmp_path / "all" / f"{method}-seed0")[0] for method in er.METHODS}
+    assert all(row == first["grpo"] for row in first.values())
+    logs = {p: p.read_bytes() for p in (tmp_path / "all").rglob("*.jsonl")}
+    assert len(logs) == 4 * len(er.METHODS)
+    toys.setattr(er, "rollout_step", None)
+    again, second, _ = cli(**settings)
+    assert again == 0 and {p: p.read_bytes() for p in logs} == logs
+    table_of = lambda text: text[text.index("\nmethod"):text.index("picture")]
+    assert table_of(out) == table_of(second)
+
+
+def test_eval_only_prints_numbers_and_trains_nothing(cli, toys, runs, make, tmp_path):
+    """The numbers of a run's last evaluation, from its saved policy; no folder, no update."""
+    toys.setattr(er, "update", None)
+    status, out, _ = cli("--eval-only", model=runs["whole"] / "policy")
+    printed = json.loads(out)
+    assert status == 0 and not (tmp_path / "run").exists()
+    assert printed == {k: v for k, v in rows_of(runs["whole"])[-1].items() if k.startswith("eval_")}
+
+
+def test_check_theory_prints_second_order_errors(cli, tmp_path):
+    """Halving eta quarters the error, for both rules, at every step printed."""
+    status, out, errors = cli(f"--check-theory --out {tmp_path}", small=False)
+    averages = [float(x) for x in re.findall(r"divides the error by ([\d.]+)", out)]
+    steps = [float(line.split()[-1]) for line in out.splitlines() if re.match(r" +\d+ +[\d.]+ +-?[\d.]+e", line)]
+    assert status == 0 and not errors and len(averages) == 2 and len(steps) >= 10
+    assert all(abs(x - 4) <= 0.4 for x in averages + steps)
+    assert (tmp_path / "theory.png").stat().st_size < 200_000
+
+
+def test_what_reaches_the_terminal_is_escaped(cli, toys, tmp_path):
+    """Control characters of a data set or a response cannot move the cursor; the log keeps them."""
+    rows = [dict(problem=f"\x1b[31m{n}\u202e\r", answer="\x1b]0;x\x071") for n in range(20)]
+    real = er.PreTrainedTokenizerFast.batch_decode
+    toys.setattr(er.PreTrainedTokenizerFast, "batch_decode",
+                 lambda *a, **k: [text + "\x1b[2J\x00\ud800" for text in real(*a, **k)])
+    status, out, errors = cli(data=table(tmp_path, "d.jsonl", rows), steps=1)
+    assert status == 0 and r"\x1b[2J\x00\ud800" in out and r"\u202e" in out
+    assert all(c.isprintable() or c == "\n" for c in out + "".join(errors))
+    assert er.read_log(tmp_path / "run", "samples.jsonl")[0]["response"].endswith("\x1b[2J\x00\ud800")
+
+
+def test_rows_have_what_the_contract_names(runs):
+    """Every key of the contract in every row; evaluations at step 0, every --eval-every steps and at the end."""
+    keys = """step seconds reward entropy response_length truncated zero_std_groups loss grad_norm clip_fraction
+        approx_kl cov_mean cov_top_0.02 cov_top_0.2 cov_top_2 cov_top_20 cov_top_50 selected_tokens selected_fraction
+        tokens tokens_per_second peak_memory_mb""".split()
+    rows = er.read_log(runs["whole"])
+    assert all(key in row for row in rows for key in keys) and [r["step"] for r in rows] == [*range(9)]
+    evaluated = {"eval_avg", "eval_avg_se", "eval_pass", "eval_greedy", "eval_k"}
+    assert [r["step"] for r in rows if evaluated <= r.keys()] == [0, 4, 8]
+    for sample in er.read_log(runs["whole"], "samples.jsonl"):
+        assert sample.keys() == {"step", "problem", "response", "extracted", "answer", "reward"}
+    assert rows_of(runs["whole"]) and not list(runs["whole"].glob("*.tmp"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The verifier: prediction, reference, verdict
+
+ANSWERS = {
+    "integers": [
+        (r"42", r"42", True),
+        (r"+42", r"42", True),
+        (r"042", r"42", True),
+        (r"42.", r"42", True),
+        (r" $42$ ", r"42", True),
+        (r"\(42\)", r"42", True),
+        (r"{42}", r"42", True),
+        (r"\text{42}", r"42", True),
+        (r"−17", r"-17", True),
+        (r"-0", r"0", True),
+        ("1" * 5000, "1" * 5000, True),
+        (r"42", r"43", False),
+        (r"-17", r"17", False),
+        ("1" * 5000, "1" * 4999 + "2", False),
+        (r"12345678901234567890", r"12345678901234567891", False),
+        (r"4 2", r"42", False),
+    ],
+    "thousands separators": [
+        (r"1,234,567", r"1234567", True),
+        (r"1{,}234{,}567", r"1234567", True),
+        (r"1,\!234,\!567", r"1234567", True),
+        (r"1\,234\,567", r"1234567", True),
+        (r"1 234 567", r"1234567", True),
+        (r"1, 234, 567", r"1234567", True),
+        (r"1'234'567", r"1234567", True),
+        (r"1_234_567", r"1234567", True),
+        (r"\$1,234.50", r"1234.5", True),
+        (r"1,234", r"1.234", False),
+        (r"12,34", r"1234", False),
+        (r"(1,234)", r"1234", False),
+        (r"1,234,56", r"123456", False),
+        (r"200, 100", r"100, 200", True),
+    ],
+    "decimals": [
+        (r".5", r"0.5", True),
+        (r"0.50", r"0.5", True),
+        (r"2.0", r"2", True),
+        (r"3{,}14", r"3.14", True),
+        (r"1.25", r"\frac54", True),
+        (r"\approx 3.14", r"3.14", True),
+        (r"0.1", r"0.10", True),
+        (r"0.33", r"\frac{1}{3}", False),
+        (r"0.333333333333", r"\frac13", False),
+        (r"0.51", r"0.5", False),
+        (r"3.14159265358979", r"\pi", False),
+        (r"1.4142135623730951", r"\sqrt{2}", False),
+        (r"0.3333333333333333\pi", r"\frac{\pi}{3}", False),
+        (r"\frac{355}{113}", r"\pi", False),
+    ],
+    "repeating decimals": [
+        (r"0.\overline{3}", r"\frac13", True),
+        (r"0.1\overline{6}", r"\frac{1}{6}", True),
+        (r"0.333...", r"1/3", True),
+        (r"0.(142857)", r"\frac17", True),
+        (r"2.1818\ldots", r"\frac{24}{11}", True),
+        (r"0.\overline{9}", r"1", True),
+        (r"0.\overline{3}", r"0.3", False),
+        (r"0.\overline{36}", r"0.\overline{63}", False),
+        (r"3.14159...", r"\pi", False),
+        (r"...", r"5", False),
+    ],
+    "fractions": [
+        (r"\dfrac{3}{4}", r"\frac34", True),
+        (r"3/4", r"\tfrac{3}{4}", True),
+        (r"\frac{3}4", r"0.75", True),
+        (r"\frac 3 4", r"3/4", True),
+        (r"(3)/(4)", r"\frac{3}{4}", True),
+        (r"\frac{-3}{4}", r"-\frac34", True),
+        (r"\frac{6}{8}", r"\frac34", True),
+        (r"¾", r"\frac34", True),
+        (r"3 \div 4", r"\frac34", True),
+        (r"\frac{\sqrt3}2", r"\sqrt{3}/2", True),
+        (r"\frac{3}{-4}", r"-3/4", True),
+        (r"\frac43", r"\frac34", False),
+        (r"34", r"\frac34", False),
+        (r"\frac{1}{0}", r"0", False),
+        (r"3", r"\frac34", False),
+    ],
+    "mixed numbers": [
+        (r"2\frac{1}{3}", r"\frac73", True),
+        (r"2 1/3", r"\frac73", True),
+        (r"2\frac13", r"7/3", True),
+        (r"2+\frac{1}{3}", r"2\frac13", True),
+        (r"-2\frac{1}{2}", r"-2.5", True),
+        (r"2½", r"\frac52", True),
+        (r"2\frac{1}{3}", r"\frac23", False),
+        (r"21/3", r"2\frac13", False),
+        (r"-2\frac{1}{2}", r"-1.5", False),
+    ],
+    "radicals and powers": [
+        (r"2\sqrt{3}", r"\sqrt{12}", True),
+        (r"2*sqrt(3)", r"2\sqrt3", True),
+        (r"12^{1/2}", r"2\sqrt{3}", True),
+        (r"2√3", r"2\sqrt3", True),
+        (r"\frac{1}{\sqrt2}", r"\frac{\sqrt{2}}{2}", True),
+        (r"\sqrt[3]{-8}", r"-2", True),
+        (r"2**10", r"1024", True),
+        (r"2^{10}", r"1024", True),
+        (r"2^{100}-2", r"-2+2^{100}", True),
+        (r"4^{50}", r"2^{100}", True),
+        (r"2^{-3}", r"\frac18", True),
+        (r"3^2^2", r"81", True),
+        (r"2³", r"8", True),
+        (r"2\sqrt[3]{3}", r"2\sqrt3", False),
+        (r"\sqrt{32}", r"3\sqrt{2}", False),
+        (r"23", r"2^3", False),
+        (r"x^{2}3", r"x^23", False),
+        (r"2^{100}-2", r"2^{100}-3", False),
+        (r"6\sqrt{}", r"6", False),
+        (r"1.732", r"\sqrt3", False),
+    ],
+    "scientific notation": [
+        (r"3 \times 10^5", r"300000", True),
+        (r"3e5", r"300000", True),
+        (r"1.5E-3", r"0.0015", True),
+        (r"6.02 \cdot 10^{23}", r"6.02\times 10^{23}", True),
+        (r"1e+06", r"10^6", True),
+        (r"5 million", r"5000000", True),
+        (r"3 \times 10^5", r"30000", False),
+        (r"3e5", r"35", False),
+        (r"5 million", r"5", False),
+        (r"1e999999", r"1", False),
+    ],
+    "pi, e, logarithms, trigonometry": [
+        (r"4\pi", r"4π", True),
+        (r"\pi \cdot 4", r"4\pi", True),
+        (r"4*pi", r"4 \pi", True),
+        (r"2\pi/4", r"\frac{\pi}{2}", True),
+        (r"e^2", r"\mathrm{e}^{2}", True),
+        (r"\ln 8", r"3\ln 2", True),
+        (r"\log_2 8", r"3", True),
+        (r"\sin\frac{\pi}{6}", r"\frac12", True),
+        (r"\sin 30^\circ", r"\frac12", True),
+        (r"\cos(60°)", r"0.5", True),
+        (r"\sin^2 x + \cos^2 x", r"\cos^2 x+\sin^2 x", True),
+        (r"\tan^{-1} x", r"\arctan x", True),
+        (r"2\sin x\cos x", r"\sin 2x", True),
+        (r"\sec x", r"\frac{1}{\cos x}", True),
+        (r"4", r"4\pi", False),
+        (r"4\pi^2", r"4\pi", False),
+        (r"12.566", r"4\pi", False),
+        (r"2e", r"e^2", False),
+        (r"\sin 30", r"\frac12", False),
+        (r"\sin x", r"\cos x", False),
+        (r"\log 2", r"\ln 2", False),
+    ],
+    "factorials, binomials, absolute values": [
+        (r"\binom{6}{2}", r"15", True),
+        (r"5!", r"120", True),
+        (r"\frac{(n+1)!}{n!}", r"n+1", True),
+        (r"\frac{1}{2004!}", r"\dfrac{1}{2004!}", True),
+        (r"|x-3|", r"|3-x|", True),
+        (r"\left|-5\right|", r"5", True),
+        (r"\lfloor 3.7 \rfloor", r"3", True),
+        (r"\lceil 3.2 \rceil", r"4", True),
+        (r"\binom{6}{2}", r"\frac62", False),
+        (r"5!", r"5", False),
+        (r"|x|", r"x", False),
+        (r"\sqrt{x^2}", r"x", False),
+    ],
+    "expressions": [
+        (r"x^2+2x+1", r"(x+1)^2", True),
+        (r"1+x*(x+2)", r"x^2+2x+1", True),
+        (r"x**2 + 2*x + 1", r"x^2+2x+1", True),
+        (r"\frac{x}{2}", r"0.5x", True),
+        (r"x\sqrt{x}", r"x^{3/2}", True),
+        (r"\sqrt{xy}", r"\sqrt{x}\sqrt{y}", True),
+        (r"f(x) = 3x-2", r"3x-2", True),
+        (r"a_1+a_2", r"a_{2}+a_{1}", True),
+        (r"\theta+1", r"1+θ", True),
+        (r"2^{n+1}", r"2\cdot 2^n", True),
+        (r"\frac{x^2-1}{x-1}", r"x+1", True),
+        (r"-(ab+bc)", r"-b(a+c)", True),
+        (r"\sqrt{1-x^2}", r"(1-x^2)^{1/2}", True),
+        (r"3R^2", r"3 R^{2}", True),
+        (r"y^2+2y+1", r"x^2+2x+1", False),
+        (r"x^2+2x-1", r"(x+1)^2", False),
+        (r"3r^2", r"3R^2", False),
+        (r"x-y", r"y-x", False),
+        (r"n(-1)^n", r"-n", False),
+        (r"x+y", r"2x", False),
+        (r"5+x-x", r"5", False),
+        (r"x^{2004}", r"x^{2005}", False),
+        (r"5x", r"5", False),
+        (r"x", r"7", False),
+    ],
+    "equations and assignments": [
+        (r"x = 5", r"5", True),
+        (r"5", r"x=5", True),
+        (r"5 = x", r"x = 5", True),
+        (r"\angle A = 30^\circ", r"30", True),
+        (r"y = 3+2x", r"y=2x+3", True),
+        (r"2x+3", r"y=2x+3", True),
+        (r"y-2x=3", r"y=2x+3", True),
+        (r"2x+4y-6=0", r"x+2y=3", True),
+        (r"\frac{x^2}{4}+y^2=1", r"x^2+4y^2=4", True),
+        (r"x + y = 7", r"7", True),
+        (r"\text{Area} = 12", r"12", True),
+        (r"\frac13 \approx 0.333", r"\frac13", True),
+        (r"2+3=5", r"5", True),
+        (r"P(X=2) = \frac14", r"\frac14", True),
+        (r"x = 2+3 = 5", r"5", True),
+        (r"x=6", r"5", False),
+        (r"y=5", r"x=5", False),
+        (r"-50", r"4x-5y=-50", False),
+        (r"x=x", r"x", False),
+        (r"0=0", r"x=5", False),
+        (r"x+2y=4", r"x+2y=3", False),
+        (r"y=2x-3", r"y=2x+3", False),
+        (r"5=6", r"5", False),
+        (r"5=6", r"6", False),
+        (r"2x=10", r"10", False),
+    ],
+    "inequalities": [
+        (r"x \ge 2", r"[2,\infty)", True),
+        (r"2 \leq x", r"x>=2", True),
+        (r"-2 < x \leq 7", r"(-2,7]", True),
+        (r"x<1 \text{ or } x>3", r"(-\infty,1)\cup(3,\infty)", True),
+        (r"s^2-8r^2 \le 0", r"s^2 \le 8r^2", True),
+        (r"8r^2 \ge s^2", r"s^2 \le 8r^2", True),
+        (r"x \neq 3", r"3 \ne x", True),
+        (r"x > 2", r"[2,\infty)", False),
+        (r"s^2 \ge 8r^2", r"s^2 \le 8r^2", False),
+        (r"s^2 < 8r^2", r"s^2 \le 8r^2", False),
+        (r"x \le 2", r"x \ge 2", False),
+        (r"x=2", r"x \ge 2", False),
+    ],
+    "tuples and points": [
+        (r"\left( 1 , \frac12 \right)", r"(1,0.5)", True),
+        (r"(x,y) = (1,2)", r"(1,2)", True),
+        (r"P(1,2)", r"(1,2)", False),
+        (r"P = (1,2)", r"(1,2)", True),
+        (r"(100,200)", r"(100, 200)", True),
+        (r"\langle 1,2,3\rangle", r"(1,2,3)", True),
+        (r"(3, \pi/2)", r"\left( 3, \frac{\pi}{2} \right)", True),
+        (r"(6,235°)", r"(6,235^\circ)", True),
+        (r"(2,1)", r"(1,2)", False),
+        (r"(1,2,3)", r"(1,2)", False),
+        (r"[1,2]", r"(1,2)", False),
+        (r"1,2", r"(1,2)", False),
+        (r"\{1,2\}", r"(1,2)", False),
+    ],
+    "intervals and unions": [
+        (r"[0, +\infty)", r"[0,\infty)", True),
+        (r"x \in [0,1)", r"[0,1)", True),
+        (r"(2,3) U (0,1]", r"(0,1] \cup (2,3)", True),
+        (r"(-∞,1)∪(3,∞)", r"(3,\infty)\cup(-\infty,1)", True),
+        (r"\mathbb{R}", r"(-\infty,\infty)", True),
+        (r"\left[ -\tfrac13, 1 \right]", r"[-1/3,1]", True),
+        (r"(0,1)", r"[0,1)", False),
+        (r"[0,1]", r"[0,1)", False),
+        (r"(0,1] \cap (2,3)", r"(0,1] \cup (2,3)", False),
+        (r"(0,1]", r"(0,1] \cup (2,3)", False),
+        (r"(-\infty, 0]", r"(\infty, 0]", False),
+    ],
+    "sets and lists": [
+        (r"2, 1", r"1,2", True),
+        (r"\{1,2\}", r"2 \text{ and } 1", True),
+        (r"1 or 2", r"1,2", True),
+        (r"1; 2", r"1,2", True),
+        (r"x=1, x=2", r"1,2", True),
+        (r"x = 1, 2", r"2,1", True),
+        (r"1, 2, and 3", r"3,2,1", True),
+        (r"\{5\}", r"5", True),
+        (r"(1,2), (3,4)", r"(3,4),(1,2)", True),
+        (r"60°, 120°", r"60^\circ, 120^\circ", True),
+        (r"A, C", r"\text{C,A}", True),
+        (r"1", r"1,2", False),
+        (r"1,2,3", r"1,2", False),
+        (r"1,1", r"1,2", False),
+        (r"1,3", r"1,2", False),
+        (r"(2,1), (3,4)", r"(1,2),(3,4)", False),
+        (r"1,2", r"1,2,2", False),
+        (",".join(map(str, range(60))), ",".join(map(str, range(50))), False),
+    ],
+    "plus-minus": [
+        (r"\pm 3", r"3,-3", True),
+        (r"1+\sqrt2, 1-\sqrt2", r"1 \pm \sqrt{2}", True),
+        (r"x = \pm 2", r"-2, 2", True),
+        (r"±1, ±2", r"-2,-1,1,2", True),
+        (r"\{1\pm\sqrt5,-2\}", r"-2, 1+\sqrt5, 1-\sqrt5", True),
+        (r"\pm 1 \pm i", r"1+i,1-i,-1+i,-1-i", True),
+        (r"3", r"\pm 3", False),
+        (r"\pm 3", r"3", False),
+        (r"1 \pm \sqrt3", r"1 \pm \sqrt2", False),
+    ],
+    "matrices and vectors": [
+        (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", True),
+        (r"\left[\begin{array}{cc} 1 & 2 \\ 3 & 4\\ \end{array}\right]", r"\begin{matrix}1&2\\3&4\end{matrix}", True),
+        (r"(1,2)", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+        (r"\mathbf{v} = \begin{pmatrix} 1/2 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 0.5 \\ 2 \end{pmatrix}", True),
+        (r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
+        (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", False),
+        (r"\begin{pmatrix}1&2\\3&5\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
+        (r"\begin{pmatrix}1\\2\\3\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", False),
+    ],
+    "complex numbers": [
+        (r"2i+3", r"3+2i", True),
+        (r"i\sqrt{2}", r"\sqrt{-2}", True),
+        (r"(1+i)^2", r"2i", True),
+        (r"-i", r"\frac{1}{i}", True),
+        (r"e^{i\pi}", r"-1", True),
+        (r"\frac{1+2i}{5}", r"\frac15+\frac25i", True),
+        (r"3-2i", r"3+2i", False),
+        (r"2i", r"2", False),
+        (r"3+2", r"3+2i", False),
+    ],
+    "units": [
+        (r"5", r"5 \text{ cm}", True),
+        (r"5 cm", r"5\text{ centimeters}", True),
+        (r"5\,\mathrm{cm}^2", r"5\text{ square cm}", True),
+        (r"5 miles per hour", r"5\text{ mph}", True),
+        (r"7 apples", r"7", True),
+        (r"8 \mbox{ inches}^2", r"8 in^2", True),
+        (r"5\text{ m/s}", r"5 \text{ meters per second}", True),
+        (r"8:30 p.m.", r"8\!:\!30\text{ pm}", True),
+        (r"10 feet", r"10\text{ foot}", True),
+        (r"\frac{1}{2} \text{ hour}", r"0.5\text{ hours}", True),
+        (r"5\text{ m}", r"5\text{ cm}", False),
+        (r"5\text{ cm}", r"5\text{ cm}^2", False),
+        (r"5 not", r"5", False),
+        (r"6\text{ cm}", r"5\text{ cm}", False),
+        (r"5m", r"5", False),
+        (r"8:30 a.m.", r"8\!:\!30\text{ pm}", False),
+        (r"5 or so", r"5", False),
+        (r"5 squared", r"5", False),
+        (r"5 \text{x}", r"5", False),
+        (r"20°C", r"20^\circ\text{C}", True),
+    ],
+    "degrees": [
+        (r"30", r"30^\circ", True),
+        (r"30°", r"30^{\circ}", True),
+        (r"30\text{ degrees}", r"30^\circ", True),
+        (r"30 degrees", r"30", True),
+        (r"\angle ABC = 30^\circ", r"30°", True),
+        (r"31°", r"30^\circ", False),
+        (r"30\pi", r"30^\circ", False),
+        (r"\frac{\pi}{6}", r"30^\circ", False),
+        (r"30\text{ cm}", r"30°", False),
+    ],
+    "per cent": [
+        (r"25", r"25\%", True),
+        (r"25%", r"25 \%", True),
+        (r"25 percent", r"25\%", True),
+        (r"0.25", r"25\%", True),
+        (r"25\%", r"25", True),
+        (r"25\%", r"\frac14", True),
+        (r"2.5\%", r"25\%", False),
+        (r"0.025", r"25\%", False),
+        (r"250\%", r"25", False),
+        (r"25\%", r"25\text{ cm}", False),
+    ],
+    "money": [
+        (r"\$5", r"5", True),
+        (r"5 dollars", r"\$5", True),
+        (r"\$ 5.00", r"\$5", True),
+        (r"5 USD", r"\$5", True),
+        (r"-\$5", r"-5", True),
+        (r"\$1{,}000", r"1000\text{ dollars}", True),
+        (r"5\text{ cents}", r"\$5", False),
+        (r"\$500", r"\$5", False),
+        (r"€5", r"\$5", False),
+        (r"\$5.01", r"\$5", False),
+    ],
+    "other bases": [
+        (r"52_{8}", r"52_8", True),
+        (r"(52)_8", r"52_8", True),
+        (r"52_{\text{eight}}", r"52_8", True),
+        (r"52 \text{ base } 8", r"52_8", True),
+        (r"52_{\text{base }8}", r"52_8", True),
+        (r"\text{A5}_{11}", r"A5_{11}", True),
+        (r"52", r"52_8", True),
+        (r"42_{10}", r"42", True),
+        (r"52_9", r"52_8", False),
+        (r"42_{10}", r"52_8", False),
+        (r"42", r"52_8", False),
+        (r"52_8", r"42", False),
+        (r"52_8", r"52", False),
+        (r"A6_{11}", r"A5_{11}", False),
+        ("1" * 120 + "0_2", "1" * 120 + "1_2", False),
+    ],
+    "ratios and times": [
+        (r"3 : 4", r"3:4", True),
+        (r"3\!:\!4", r"3:4", True),
+        (r"5:00", r"05:00", True),
+        (r"1:2:3", r"1 : 2 : 3", True),
+        (r"4:3", r"3:4", False),
+        (r"3:4:5", r"3:4", False),
+        (r"34", r"3:4", False),
+        (r"6:00", r"5:00", False),
+    ],
+    "choice letters": [
+        (r"B", r"\text{(B)}", True),
+        (r"(B)", r"B", True),
+        (r"\textbf{(B)}", r"B", True),
+        (r"B.", r"\text{B}", True),
+        (r"b", r"\text{(B)}", True),
+        (r"C", r"B", False),
+        (r"BC", r"B", False),
+        (r"B, C", r"\text{(B)}", False),
+        (r"B \text{ or } C", r"B", False),
+    ],
+    "words": [
+        (r"Even", r"\text{even}", True),
+        (r"\textbf{even}", r"even", True),
+        (r"**even**", r"\text{even}", True),
+        (r"an ellipse", r"\text{ellipse}", True),
+        (r"4", r"\mbox{four}", True),
+        (r"\text{ No  Solution}", r"no solution", True),
+        (r"\varnothing", r"\varnothing", True),
+        (r"odd", r"\text{even}", False),
+        (r"\text{not even}", r"\text{even}", False),
+        (r"\text{eve}", r"\text{even}", False),
+        (r"\text{even or odd}", r"\text{even}", False),
+        (r"\text{nan}", r"5", False),
+        (r"\infty", r"5", False),
+        (r"-\infty", r"\infty", False),
+    ],
+}
+
+EXTRACT = [      # text, answer
+    (r"so \boxed{5}.", "5"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{1} then \boxed{2}", "2"),
+    (r"\fbox{7}", "7"),
+    (r"$\boxed 7$", "7"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{5} and \boxed{6", "5"),
+    (r"\boxed{}", ""),
+    (r"\boxed { 8 }", "8"),
+    (r"<think>\boxed{1}</think> \boxed{2}", "2"),
+    (r"<think>\boxed{1}</think> none", None),
+    (r"\boxed{1}<think>\boxed{2}", "1"),
+    (r"\boxed{1}</think>", None),
+    (r"\boxed{1}</think>\boxed{2}", "2"),
+    ("2+3=5\n#### 5", "5"),
+    ("#### 1,234", "1,234"),
+    ("#### Step 1\nThe answer is 7.", "7"),
+    ("The answer is 3.5. I hope it is correct.", "3.5"),
+    ("Final Answer: **12**", "12"),
+    (r"The answer is $x=3$.", "$x=3$"),
+    ("#### 5\nbut \\boxed{6}", "6"),
+    ("no answer here", None),
+    ("", None),
+    (None, None),
+]
+
+HACKS = [      # response, gold: all refused
+    (r"\boxed{}", "5"),
+    (r"\boxed{ }", "5"),
+    (r"\boxed{{}}", "5"),
+    (r"\boxed{5 \text{ or } 6}", "5"),
+    (r"\boxed{5, 6}", "5"),
+    (r"\boxed{5; 6}", "5"),
+    (r"\boxed{\{5, 6\}}", "5"),
+    (r"\boxed{(5, 6)}", "5"),
+    (r"\boxed{5 \pm 1}", "6"),
+    (r"\boxed{5, 5}", "5"),
+    (r"\boxed{x = 5 \text{ or } x = 6}", "5"),
+    (r"\boxed{5 \cup 6}", "5"),
+    (r"\boxed{5=6}", "6"),
+    (r"\boxed{5 \text{ (or 6)}}", "5"),
+    (r"\boxed{3+4*7-2?}", "9"),
+    (r"\boxed{3+4-2?}", "5"),
+    (r"\boxed{3+4-2}", "5"),
+    (r"\boxed{2*3}", "6"),
+    (r"\boxed{=3+4-2}", "5"),
+    (r"\boxed{\frac13+\frac14}", r"\frac{7}{12}"),
+    (r"\boxed{\text{What is } 2+3?}", "5"),
+    (r"\boxed{?}", "5"),
+    (r"\boxed{x}", "5"),
+    (r"\boxed{x=x}", "x"),
+    (r"\boxed{x=x}", "5"),
+    (r"\boxed{\text{the correct answer}}", "5"),
+    (r"<think>\boxed{5}</think>", "5"),
+    (r"<think>\boxed{5}", "5"),
+    (r"\boxed{5}</think>", "5"),
+    (r"\boxed{5} \boxed{6}", "5"),
+    (r"\boxed{5", "5"),
+    (r"\boxed{\text{nan}}", "nan!"),
+    (r"\boxed{5\text{ and not }6}", "5"),
+    (r"\boxed{5x-4x}", "5"),
+    (r"\boxed{24_{10}}", "11000_2"),
+    (r"\boxed{\mathbb{R}}", "[0,1]"),
+    (r"\boxed{4x-5y=-50}", "-10"),
+    (r"\boxed{1,2,3,4,5,6,7,8,9}", "5"),
+    (r"\boxed{\text{(A) (B)}}", "A"),
+    (r"\boxed{ABCD}", "A"),
+]
+
+HOSTILE = [     # refused or read as plain text, each within 0.1 s
+    "9^9^9^9", "^".join(["9"] * 500), "9" * 10 ** 5, "-" * 10 ** 4 + "1", "(" * 10 ** 4 + "1" + ")" * 10 ** 4,
+    "{" * 10 ** 4 + "}" * 10 ** 4, "[" * 900 + "1" + "]" * 900, "{" * 900 + "1" + "}" * 900, "\\frac{1}{" * 10 ** 4,
+    "\\frac" * 300, "\\sqrt{" * 10 ** 4 + "2" + "}" * 10 ** 4, "\\sqrt" * 300 + "2", "99999!", "9!!!!!!!",
+    "1e99999999", "10^{10^{10}}", "2^{-99999999}", "\\binom{10^9}{5\\cdot 10^8}", "\\pm" * 10 ** 4 + "1",
+    "\\pm 1" * 300, ",".join(["1"] * 900), ",".join(["\\pm 1"] * 200), ",".join(["\\pm 1 \\pm 2 \\pm 3"] * 45),
+    "1" + ",000" * 400, "1" + " 000" * 450 + "x", "\\begin{pmatrix}" + "&".join(["1"] * 900) + "\\end{pmatrix}",
+    "\\begin{pmatrix}" * 120, "\\boxed{" * 10 ** 5, "\\boxed" * 10 ** 5, "<think>" * 10 ** 5, "</think>" * 10 ** 5,
+    "<think></think>" * 10 ** 5, "#" * 10 ** 5, "answer is " * 10 ** 5, "\\text{" * 300, " " * 10 ** 5,
+    " " * 1990 + "x", "\\" * 1999, "$" * 1999, "\"" * 1999, "0." + "3" * 1990 + "...", "0." + "12" * 900 + "x",
+    "|" * 999 + "1", "x" * 1999, "x^" * 999, "!" * 999, "\ud800", "\udfff\\boxed{\ud800}", "\x00\x01",
+    "".join(map(chr, range(1, 1500))), "\\overline{" * 190, "1/" * 900 + "1", "sin " * 400, "a." * 900, "m." * 990,
+    "=" * 1900, "x=" * 900, "<" * 1900, ":" * 1900, "∞" * 1900, "_" * 1900, "1_" * 900, "^°" * 900, "[0,1)∪" * 300,
+    "((1,2)," * 280, "(97/89)^" * 20 + "1", "*".join(["(97/89)^{999}"] * 60),
+    "+".join(f"1/{n}" for n in range(100, 400)), "+".join(f"x^{{{n}}}/{n+1}" for n in range(90)),
+    "*".join(["2003!"] * 99), "+".join(["2999!"] * 60), "(x+1)^{99}" * 60, "\\sqrt{x}^{99}" * 60,
+    "\\frac{(x+y)^{99}}{(x-y)^{98}}+" * 30 + "1", "1.0.0" * 300, "½" * 1900, "²" * 1900, "٣" * 9, "𝟓",
+    "e^{e^{e^{e^{e^e}}}}", "\\tan(\\pi/2)", "0^{-1}", "0^0", "1/0", "\\log 0", "\\ln(-1)", "\\infty-\\infty",
+]
+
+
+@pytest.mark.parametrize("category", ANSWERS)
+def test_answers_match(category):
+    wrong = [case for case in ANSWERS[category] if er.answers_match(case[0], case[1]) is not case[2]]
+    assert not wrong
+    assert {verdict for _, _, verdict in ANSWERS[category]} == {True, False}
+    for _, gold, _ in ANSWERS[category]:
+        assert er.answers_match(gold, gold), f"{gold} does not equal itself"
+
+
+@pytest.mark.parametrize("text, answer", EXTRACT)
+def test_extract_answer(text, answer):
+    assert er.extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("response, gold", HACKS)
+def test_math_reward_refuses_hacks(response, gold):
+    assert er.math_reward(response, gold) == 0.0
+    assert er.math_reward(f"\\boxed{{{gold}}}", gold) == 1.0
+
+
+def test_math_reward_is_safe_and_fast():
+    junk = random.Random(0)
+    letters = "\\{}()[]^_.,;0123456789+-*/=<>|!&$% abcxyzfrsqtpi"
+    hostile = HOSTILE + ["".join(junk.choices(letters, k=400)) for _ in range(200)]
+    for text in hostile:
+        box = f"\\boxed{{{text}}}"
+        listed = (f"\\boxed{{1,{text}}}", f"{text},1")
+        for response, gold in ((box, "5"), (text, text[:50]), (box, f"({text})+1"), listed):
+            start = time.perf_counter()
+            assert er.math_reward(response, gold) in (0.0, 1.0)
+            assert time.perf_counter() - start < 0.1, f"slow on {text[:60]!r} of {len(text)} characters"
+
+
+@pytest.mark.parametrize("junk", [None, 5, 0.5, b"5", [], float("nan")])
+def test_answers_match_takes_anything(junk):
+    assert not er.answers_match(junk, "5") and not er.answers_match("5", junk) and er.math_reward(junk, "5") == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The course kit
+
+@pytest.mark.skipif("ENTROPY_RL" in os.environ, reason="the handout is made from the solution")
+def test_handout(tmp_path):
+    """The README's shell line makes a handout that imports; each exercise's tests fail on it (and pass above)."""
+    source, readme = Path(er.__file__), Path(er.__file__).with_name("README.md")
+    assert not readme.exists() or HANDOUT in readme.read_text()
+    exercises, name = set(), None
+    for line in source.read_text().splitlines():
+        name = line.split("(")[0].split()[-1] if re.match(r" *def ", line) else name
+        if line.strip() == "### BEGIN SOLUTION":
+            exercises.add(name)
+    assert len(exercises) >= 8
+    command = f"{HANDOUT} > {shlex.quote(str(tmp_path / 'handout.py'))}"
+    subprocess.run(command, shell=True, check=True, cwd=source.parent)
+    assert all(f"def {exercise}(" in (tmp_path / "handout.py").read_text() for exercise in exercises)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rA", "--tb=no", "-p", "no:cacheprovider", __file__,
+                           "-k", " or ".join(f"test_{e}" for e in exercises)], capture_output=True, text=True,
+                          cwd=tmp_path, env=os.environ | dict(ENTROPY_RL="handout", PYTHONPATH=str(tmp_path)))
+    results = re.findall(r"^(PASSED|FAILED|ERROR) .*::(test_\w+)", done.stdout, re.M)
+    for exercise in exercises:
+        outcomes = {outcome for outcome, test in results if test.startswith(f"test_{exercise}")}
+        assert outcomes == {"FAILED"}, f"{exercise}: {outcomes or 'no test'}\n{done.stdout[-2000:]}"
