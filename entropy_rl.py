@@ -50,9 +50,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import transformers
@@ -218,144 +216,122 @@ def progress(steps, label: str):
 # ---------------------------------------------------------------------------------------------------------------
 # 2. The reward: a verifier (Sec. 2.1)
 
-# One notation inside: sets ⦃ ⦄, matrices ⟦ ⟧ with rows ended by ¶, words in "quotes" (else they are products of
-# variables), and ";" for what joins several answers: "and", "or", the union sign.
-_SYMBOLS = str.maketrans(dict(zip("−–—×·⋅÷∪≦≧⟨⟩º′\"", "---***/;≤≥()°' ")) | {
-    "√": "\\sqrt ", "∛": "\\sqrt[3]", "ℝ": "(-∞,∞)"} | {
-    digit: f"^{value}" for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {
-    char: "\\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", char).split("⁄")) for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"})
-_MACROS = {macro: meaning for meaning, macros in {
-    "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle mathbf boldsymbol bm mathit mathbb "
-        "mathbin mathrel underline ( ) [ ]", " ": ", ; : > quad qquad", "%": "%", "$": "$", "¶": "\\", ":": "colon",
-    "*": "cdot times ast", "/": "div", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "°": "circ degree",
-    "≤": "le leq leqslant", "≥": "ge geq geqslant", "<": "lt", ">": "gt", "≠": "ne neq", "∈": "in", ";": "cup vee",
-    "⦃": "{ lbrace", "⦄": "} rbrace", "|": "| vert mid lvert rvert", "(": "langle", ")": "rangle rfloor rceil",
-    "\\floor(": "lfloor", "\\ceil(": "lceil", "\\frac": "dfrac tfrac cfrac", "\\binom": "dbinom tbinom",
-    "\\overline": "bar dot", "...": "ldots dots cdots",
-    "\\text": "textbf textit textrm textsf textnormal mathrm mathsf mbox emph operatorname",
-    }.items() for macro in macros.split()} | {" ": " "}
-_WORDS = {word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten "
-          "eleven twelve thirteen fourteen fifteen sixteen".split())} | {
-    "and": ";", "or": ";", "infinity": "∞", "percent": "%", "degree": "°", "degrees": "°", "deg": "°",
-    "hundred": "*10^2", "thousand": "*10^3", "million": "*10^6", "billion": "*10^9", "trillion": "*10^12"}
-_UNITS = dict(pair.split(":") for pair in (
-    "cm:centimeter mm:millimeter km:kilometer m:meter in:inch inche:inch ft:foot feet:foot yd:yard mi:mile s:second "
-    "sec:second min:minute h:hour hr:hour kg:kilogram g:gram mg:milligram lb:pound oz:ounce usd:dollar l:liter "
-    "ml:milliliter c:celsius f:fahrenheit mph:mile/hour am:am pm:pm sq:2 square:2 squared:2 cubic:3 cubed:3 per:/"
-).split())
-_NO_UNITS = set("not no than more less least most maybe plus minus times wrong dozen half root factorial mod".split())
-_FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan sinh cosh tanh exp".split()} | {
-    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
-    "lg": cmath.log10, "sec": cmath.cos, "csc": cmath.sin, "cot": cmath.tan,
-    "abs": abs, "floor": math.floor, "ceil": math.ceil}
-_KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
-_VARIABLE = re.compile(
-    r"[A-Za-df-hj-z](?:_\w+)?'*|[ei](?:_\w+'*|'+)|∞|(?:var)?(?:[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|epsilon|zeta|eta|"
-    r"[Tt]heta|iota|kappa|[Ll]ambda|mu|nu|xi|rho|[Ss]igma|tau|upsilon|[Pp]hi|chi|[Pp]si|[Oo]mega)")
-_TOKEN = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE](?:-?[0-9]{1,3}(?![0-9])|\+[0-9]{2,3}(?![0-9])))?"
-                    rf"|\\?(?:{_KNOWN})|\\[A-Za-z]+|[A-Za-z](?:_(?:\w|\{{\w+\}}))?'*|\S")
-_NAME = re.compile(     # what may stand before "=": x, x_1, AB, f(x), f^{-1}(x), (x, y), \angle A, "Area"
-    r'(?:"[^"]*"|\\[A-Za-z]+|m(?=\\)| )*(?:[A-Za-z](?:_(?:\w|\{\w+\}))?\'*|[A-Z]+)?(?:\^\{?-1\}?)? ?'
-    r'(?:\([A-Za-z, ]+\)|⟦[A-Za-z¶ ]+⟧)?')
-_BASE = re.compile(r'(-?)[({]?([0-9A-Z]+)[)}]? ?(?:_|_? ?[({]? ?"base") ?\{? ?(?:"base" ?)?([0-9]{1,2}) ?[})]*')
-_CLOSING = {"(": ")", "[": "]", "{": "}"}
-_DIGITS, _CONSTANTS = ".0123456789", {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}
-_OPERATORS = {"+": operator.add, "-": operator.sub, "/": operator.truediv}
-_BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 4, "!": 5, "°": 5}
-_MAX_TEXT, _MAX_ITEMS, _MAX_TOKENS, _MAX_DEPTH, _MAX_BITS = 1000, 50, 300, 50, 20000
-
-
 def extract_answer(text):
-    """The final answer of a response as text, or None where it states none (or is no text).
-
-    It is the content of the last \\boxed{} or \\fbox{} with balanced braces (also `\\boxed 7`), else the last line
-    `#### n`, else what follows the last "answer is" or "answer:". What stands inside <think>...</think> does not
-    count; an unclosed <think> hides the rest, and a </think> never opened hides what came before it."""
+    """The final answer of a response: the content of its last \\boxed{} or \\fbox{} with balanced braces (also
+    `\\boxed 7`), else the last line `#### n`, else what follows the last "answer is" or "answer:", else None.
+    <think>...</think> does not count; an unclosed <think> hides the rest, a stray </think> what came before."""
     ### BEGIN SOLUTION
     if not isinstance(text, str):
         return None
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.split(r"</think>", text, flags=re.IGNORECASE)[-1][-300000:]
+    text = re.sub(r"(?is)<think>.*?(?:</think>|\Z)", "", text)
+    text = re.split(r"(?i)</think>", text)[-1][-300000:]
     answer, start, opened = None, -1, []        # opened: where the content of a box begins, or None for another brace
-    for token in re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s${}]+)?|\\.|[{}]", text, re.DOTALL):
+    for token in re.finditer(r"(?s)\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s${}]+)?|\\.|[{}]", text):
         if token[0] == "{" or token[1] == "{":
             opened.append(token.end() if token[1] else None)
         elif token[0] == "}":
             begin = opened.pop() if opened else None
             if begin is not None and begin > start:
-                answer, start = text[begin:token.start()].strip(), begin
+                answer, start = text[begin:token.start()], begin
         elif token[1]:
             answer, start = token[1].strip(".,;"), token.start()
     if answer is None:
-        lines = [line.strip() for line in re.findall(r"####([^\n]*)", text)]
+        lines = [line.split("####")[-1] for line in text.split("\n") if "####" in line]
         numbers = [line for line in lines if re.search("[0-9]", line) and not re.search("[A-Za-z]", line)]
-        phrases = re.split(r"answer(?: is|:)", text, flags=re.IGNORECASE)[1:]
-        phrase = re.split(r"\.(?:\s|$)|\n", phrases[-1].strip(" :*\n"))[0].strip(" *") if phrases else None
-        answer = numbers[-1] if numbers else phrase or None
-    return answer
+        phrases = re.split("(?i)answer is|answer:", text)[1:]
+        sentences = [re.split(r"\.\s|\.$|\n", phrase.strip(" :*\n"))[0].strip(" *") for phrase in phrases[-1:]]
+        answer = (numbers or sentences or [None])[-1] or None
+    return answer and answer.strip()
     ### END SOLUTION
+
+
+# Step 1: one plain notation for every spelling. Sets are ⦃ ⦄, matrices ⟦ ⟧ with rows ended by ¶, words stand in
+# "quotes" (bare letters are variables), ";" joins answers ("and", "or", the union sign), ⊕ adds up a mixed number.
+_SYMBOLS = str.maketrans(dict(zip("−–×·⋅÷∪⟨⟩º", "--***/;()°")) | {"√": "\\sqrt ", "ℝ": "(-∞,∞)", '"': " "} |
+                         {digit: f"^{value}" for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
+_MACROS = {macro: meaning for meaning, macros in {
+    "": "left right big Big bigl bigr Bigl Bigr displaystyle textstyle mathbf mathbin angle ! ( ) [ ]",
+    " ": ", ; : > quad qquad", "%": "%", "$": "$", "¶": "\\", "*": "cdot times", "/": "div", "±": "pm", "≈": "approx",
+    "∞": "infty", "°": "circ degree", "≤": "le leq", "≥": "ge geq", "<": "lt", ">": "gt", "∈": "in", ";": "cup",
+    "⦃": "{ lbrace", "⦄": "} rbrace", "|": "| vert lvert rvert", "(": "langle", ")": "rangle", "...": "ldots dots",
+    "\\frac": "dfrac tfrac cfrac", "\\binom": "dbinom tbinom", "\\text": "textbf textit textrm mathrm mbox",
+}.items() for macro in macros.split()} | {" ": " "}
+_WORDS = dict(zip("zero one two three four five six seven eight nine".split(), "0123456789")) | {
+    "and": ";", "or": ";", "infinity": "∞", "percent": "%", "degree": "°", "degrees": "°", "ten": "10",
+    "thousand": "*10^3", "million": "*10^6", "billion": "*10^9"}
+_UNITS = dict(pair.split(":") for pair in (     # one spelling for each unit, after a plural s is dropped
+    "cm:cm centimeter:cm mm:mm km:km kilometer:km m:m meter:m inche:inch in:inch feet:foot ft:foot s:s second:s "
+    "hour:h minute:min min:min kg:kg usd:dollar $:dollar €:euro £:pound am:am pm:pm square:2 sq:2 per:").split())
+_NO_UNITS = set("not no than more less least most plus minus half dozen squared cubed so".split())
+_FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan exp".split()} | {
+    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10, "abs": abs,
+    "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
+_KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
 
 
 def _word(match):
     """A quoted or bare run of letters is a symbol, a function, a word, or else a product of variables."""
-    word, before = match[0].strip('"'), match.string[max(0, match.start() - 2):match.start()]
-    if word.lower() in _WORDS:
-        return f" {_WORDS[word.lower()]} "
-    if word in ("e", "i") or word[0] == "\\" or re.fullmatch(f"[a-z]?(?:{_KNOWN})[a-zA-Z]?", word):
-        return word
-    bare_word = len(word) > 3 or word.lower() in _UNITS or re.search(r"[0-9}] $", before)
-    return f' "{word}" ' if bare_word or match[0][0] == '"' else word
+    word, bare = match[0].strip('"'), match[0][0] != '"'
+    letters = bare and len(word) <= 3 and word.lower() not in _UNITS
+    known = bare and re.fullmatch(rf"\\.*|[a-z]?(?:{_KNOWN})[a-zA-Z]?", word)
+    return f" {_WORDS[word.lower()]} " if word.lower() in _WORDS else word if letters or known else f' "{word}" '
 
 
-def _thousands(match):
-    """Drop the separators; but a comma inside brackets separates entries."""
-    inside = re.search(r"[(\[⦃]", match.string[:match.start()])
-    return match[0] if match[2] == "," and inside else match[0].replace(match[2], "")
-
-
-def _repeating(match):
-    """0.1\\overline{6}, 0.1(6) and 0.1666... as exact fractions."""
-    whole, fixed, period = [group for group in match.groups() if group is not None]
-    value = Fraction(f"0{whole}.{fixed}0") + Fraction(int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
-    return f"({value.numerator}/{value.denominator})"
-
-
-def _mixed(match):
-    """2\\frac{1}{3} and 2 1/3 are sums, where the fraction is proper."""
-    whole, top, bottom = [group for group in match.groups() if group]
-    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
-
-
-_REWRITES = [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in (
-    (r"\s+", " "), (r"(?<!\\)\$", " "), (r"^\s*\*\*([^*]*)\*\*\s*$", r"\1"), (r"\*\*", "^"), ("~", " "),
-    ("<=", "≤"), (">=", "≥"),
+_UNIT = re.compile(r"""[$€£]|(?<=[\w)}])(?: ?[/*]? ?"(?:[^\W\d_]{2,}|base [0-9]+|[mghsL])"(?: ?\^ ?\{?[23]\}?)?|"""
+                   r" ?[%°])+")
+_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"\s+|(?<!\\)\$|~", " "), (r"^ *\*\*([^*]*)\*\* *$", r"\1"), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
     (r"[α-ωΑ-Ω]", lambda char: "\\%s " % unicodedata.name(char[0]).split()[-1].lower()),
-    (r"\\mathbb\s*(?:\{\s*R\s*\}|R)|\\R\b", "(-∞,∞)"),
-    (r"\\begin\s*\{\w*(?:matrix|array)\}(?:\s*\{[lcr|]*\})?", "⟦"), (r"\\end\s*\{\w*(?:matrix|array)\}", "⟧"),
-    (r"(?:,\s*\\!|\{,\})\s*(?=[0-9]{3}(?![0-9]))|\s*\\!\s*", ""), (r"\{,\}", "."),   # 1,\!000 1{,}000 3{,}14
-    (r"\\([A-Za-z]+|.)", lambda macro: _MACROS.get(macro[1], macro[0])),
-    (r"\^\s*(?:\{\s*°\s*\}|°)", "°"), (r"\b([apAP])\.\s?[mM]\b\.?", r"\1m"),
-    *[(r"\\text\s*\{([^{}0-9]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-      (r"\\text\s*\{([^{}]*)\}", r" \1 ")] * 2,                                 # a text with digits is not words
-    (r"\s+", " "), (r"[(\[] ?⟦", "⟦"), (r"(?:¶ ?)?⟧ ?[)\]]|¶ ?⟧", "⟧"), (r"° ?([CF])\b", r'° "\1"'),
-    (r"([)\]]) ?U ?(?=[(\[])", r"\1;"), (r"^ ?([A-Za-z]) in (?=[(\[⦃])", r"\1∈"),
-    (r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]{2,}', _word), (r"\s+", " "),
-    (r"(?<![0-9.,_^'])([1-9][0-9]{0,2})([, '_])[0-9]{3}(?:\2[0-9]{3})*(?![0-9]|,[0-9])", _thousands),
-    (r"(?<![0-9])([0-9]*)\.([0-9]*)(?:\\overline ?\{([0-9]+)\}|\(([0-9]+)\))", _repeating),  # 0.1\overline{6}, 0.1(6)
-    (r"(?<![0-9])([0-9]*)\.([0-9]{0,9}?)(?:([0-9])\3{2,9}|([0-9]{2,9})\4{1,9})\.\.\.", _repeating),     # 0.1666...
-    (r"\\overline(?![A-Za-z])", ""),
-    (r"\\frac ?([0-9])", r"\\frac{\1}"), (r"(\\frac ?\{[0-9]+\}) ?([0-9])", r"\1{\2}"),
-    (r"(?<![0-9.^_/])([0-9]+) ?(?:\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}|(?<= )([0-9]+) ?/ ?([0-9]+)(?![0-9.]))",
-     _mixed))]
+    (r"\\mathbb ?\{?R\}?", "(-∞,∞)"), (r"\\end *\{\w*(?:matrix|array)\}", "⟧"),
+    (r"\\begin *\{\w*(?:matrix|array)\}(?: *\{[lcr|]*\})?", "⟦"),
+    (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""), (r"\{,\}", "."),                  # 1,\!000 1{,}000 3{,}14
+    (r"\\([A-Za-z]+|.)", lambda macro: _MACROS.get(macro[1], macro[0])), (r"\^ ?\{ ?° ?\}|\^ ?°", "°"),
+    (r"\b([apAP])\.\s?[mM]\b\.?", r"\1m"), (r"[(\[] *⟦", "⟦"), (r"(?:¶ *)?⟧ *[)\]]|¶ *⟧", "⟧"),
+    (r"\\text ?\{([^{}0-9]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+    (r"\\text ?\{([^{}]*)\}", r" \1 "), (r"([)\]]) ?U ?(?=[(\[])", r"\1;"), (r"^ ?[A-Za-z] ?(?:∈| in )", ""),
+    (r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]{2,}', _word), (r" +", " "), (r"[ ,]*;[ ,;]*", ";"),
+    (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
+     lambda number: number[0].replace(number[1], "")),                                  # 1,234 but not (1,234)
+    (r"(?<!\w) | (?!\w)", ""),                                                         # spaces part words and digits
+    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9}\.\.\.", r"\1\\overline{\2}"),                    # 0.1666...
+    (r"([0-9]*\.([0-9]*))\\overline ?\{([0-9]+)\}",                                     # 0.1\overline{6} = 0.1 + 6/90
+     lambda number: f"({number[1]}0⊕{number[3]}/{'9' * len(number[3])}{'0' * len(number[2])})"),
+    (r"\\overline", ""), (r"^[ ,;:]+|[ .,;:]+$", ""), (r"\\(sin|cos|tan) ?\^ ?\{-1\}", r"\\arc\1"),
+    (r"([0-9]) ?\* ?10 ?\^ ?(?:\{(-?[0-9]{1,3})\}|(-?[0-9]{1,3}))(?![0-9])", r"\1e\2\3"),
+    (r"\\frac ?([0-9])", r"\\frac{\1}"), (r"(\\frac ?\{[0-9]+\}) ?([0-9])", r"\1{\2}"), # \frac12, \frac{1}2
+    (r"(?<![0-9.^_/])([0-9]+) ?(\\frac ?\{[0-9]+\} ?\{[0-9]+\}|(?<= )[0-9]+ ?/ ?[0-9]+(?![0-9.]))", r"(\1⊕\2)"),
+    (r"^([0-9]+) ?\+ ?(\\frac ?\{[0-9]+\} ?\{[0-9]+\})$", r"\1⊕\2"), (r"\|([^|]*)\|", r" abs(\1)"),
+    (r"(?<![A-Za-z])([fghPE])(?:\^\{?-1\}?)? ?\([^()]*\) ?=", r"\1="), (r"^([^0-9≈]*)≈", r"\1="), (r"≈.*|^=", ""),
+    (r"^([^=]*[0-9)][^=]*)= ?([A-Za-z])$", r"\2=\1"),                                   # 5 = x
+    (r'^(-?)[({]*([0-9]+)[)}]* ?(?:_|"base") ?\{? ?(?:"base" ?)?([0-9]{1,2}) ?\}*$', r'\1\2 "base \3"'))]
 
 
 def _normalise(text):
-    """One spelling for what can be written in several ways."""
+    """The plain text without its units, and the set of these: cm^2, "square centimeters" and "sq cm" are the same."""
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS))
-    _need(len(text) < 3 * _MAX_TEXT)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    return text.strip(" ,;:").rstrip(". ")
+        _need(len(text) < 3 * _MAX_TEXT)
+    words = re.findall(r"[^\W\d_]+|[0-9]+|[%°$€£]", " ".join(_UNIT.findall(text)).lower())
+    words = [_UNITS.get(word, _UNITS.get(word.rstrip("s"), word.rstrip("s"))) for word in words]
+    in_value = _NO_UNITS & set(words) or re.search("sin|cos|tan", _UNIT.sub("", text))      # \sin 30°, "5 not"
+    in_value = in_value or not re.search("[0-9]|pi|∞", text)
+    return (text, set()) if in_value else (_UNIT.sub(" ", text).strip(), set(words) - {""})
+
+
+# Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
+# float; a word; or the tuple of a kind and its entries: "list", "=", ":" (ratio), "&" (row), or brackets like "[)".
+_BINDING = {";": 1, ",": 1, "¶": 1, "&": 2} | dict.fromkeys("=<>≤≥", 3) | {":": 4} | dict.fromkeys("+-⊕", 5) | {
+    "*": 6, "/": 6, "^": 8, "!": 9, "°": 9}
+_PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
+_ARITHMETIC = {"+": operator.add, "⊕": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_BRACKETS, _CLOSERS, _DIGITS = {"(": ")", "[": "]", "{": "}", "⦃": "⦄", "⟦": "⟧"}, set(")]}⦄⟧"), set(".0123456789")
+_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, '"e"': complex(math.e), '"i"': 1j}
+_TOKEN = re.compile(r'"[^"]*"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE](?:-?[0-9]{1,3}|\+[0-9]{2,3})(?![0-9]))?'
+                    rf"|\\?(?:{_KNOWN})|\\[A-Za-z]+|[A-Za-z](?:_(?:\w|\{{\w+\}}))?'*|\S")
+_VARIABLE = re.compile(r"""[A-Za-z](?:_\{?\w+\}?|')'*|"?[A-Za-df-hj-z]"?|∞|\\(?:var)?(?:[Aa]lpha|[Bb]eta|[Gg]amma|"""
+                       r"[Dd]elta|epsilon|[Tt]heta|[Ll]ambda|mu|nu|rho|[Ss]igma|tau|[Pp]hi|[Pp]si|[Oo]mega)")
+_MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
 def _need(condition):
@@ -363,305 +339,186 @@ def _need(condition):
         raise ValueError("not an expression, or beyond the bounds")
 
 
-def _compute(tokens, point, notes, binding=0, depth=0):
-    """The value of a reversed token list, by precedence climbing: an exact Fraction, or a complex float.
-    Variables take fixed values at the sample point `point` (None: there are none). `notes` collects literals too long
-    for a float and "unfinished" for arithmetic left to do."""
-    def operand(binding=9):
-        return _compute(tokens, point, notes, binding, depth + 1)
-
-    token = tokens.pop()
-    name = token.lstrip("\\")
-    _need(depth <= _MAX_DEPTH)
-    if token in ("+", "-"):
-        left = operand(max(binding, 1)) * (1 if token == "+" else -1)
-    elif token in _CLOSING:
-        left = operand(0)
-        _need(tokens.pop() == _CLOSING[token])
-    elif token[0] in _DIGITS:
-        left = Fraction(token)
-        notes |= {left} if len(token.replace(".", "").strip("0")) > 9 else set()
-    elif name in ("frac", "binom"):
-        left, right = operand(), operand()
-        left = left / right if name == "frac" else Fraction(math.comb(_whole(left), _whole(right)))
-    elif name == "sqrt":
-        index = operand() if tokens[-1] == "[" else 2
-        left = _power(operand(), Fraction(1) / index, point)
-    elif name in _FUNCTIONS:
-        base, exponent = (operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^")
-        argument = operand(9 if tokens[-1] in _CLOSING else 3)
-        name, exponent = ("arc" + name, None) if exponent == -1 else (name, exponent)
-        left = (cmath.log(argument, base) if base else _FUNCTIONS[name](argument)) * Fraction(1)
-        _need(point is None or not isinstance(argument, Fraction) or not left.imag)
-        left = _power(1 / left if name in ("sec", "csc", "cot") else left, exponent or Fraction(1), point)
-    else:
-        left = _CONSTANTS[name] if name in _CONSTANTS else _sample(name, point)
-    while tokens and tokens[-1] not in _CLOSING.values():
-        token = tokens[-1] if tokens[-1] in _BINDING else ""        # "": a product without sign
-        in_argument = binding == 3 and not token and tokens[-1].lstrip("\\") not in _FUNCTIONS
-        if _BINDING.get(token, 2) <= binding and not in_argument:
-            break
-        _need(tokens.pop() if token else tokens[-1][0] not in _DIGITS)      # "2 3" is no product
-        scientific = tokens[-2:] == ["^", "10"]
-        if token in ("!", "°"):
-            left = Fraction(math.factorial(_whole(left))) if token == "!" else left * (math.pi / 180)
-        elif token == "^":
-            left = _power(left, operand(3.5), point)
-        else:
-            right = operand(_BINDING.get(token, 2))
-            mixed_number = token == "+" and left.denominator == 1 and 0 < right < 1 if _exact(left, right) else True
-            notes |= {"unfinished"} if token in ("+", "-", "*") and not mixed_number and not scientific else set()
-            left = _OPERATORS.get(token, operator.mul)(left, right)
-        _need(_bits(left) < _MAX_BITS)
-    return left
-
-
-def _exact(*values):
-    return all(isinstance(value, Fraction) for value in values)
-
-
-def _whole(value):
+def _factorial(value):
     _need(value.denominator == 1 and 0 <= value < 3000)
-    return int(value)
-
-
-def _bits(value):
-    return value.numerator.bit_length() + value.denominator.bit_length() if _exact(value) else 0
+    return Fraction(math.factorial(int(value)))
 
 
 def _power(base, exponent, point):
-    if _exact(exponent) and exponent.denominator == 1:
-        _need(abs(exponent) * _bits(base) < _MAX_BITS)
+    exact, exact_exponent = isinstance(base, Fraction), isinstance(exponent, Fraction)
+    if exact_exponent and exponent.denominator == 1:
+        _need(not exact or abs(exponent) * (base.numerator * base.denominator).bit_length() < _MAX_BITS)
         return base ** int(exponent)
-    if _exact(base, exponent) and base < 0 and exponent.denominator % 2:        # the cube root of -8 is -2
+    if exact and base < 0 and exact_exponent and exponent.denominator % 2:      # the cube root of -8 is -2
         return complex((-1) ** exponent.numerator * float(-base) ** float(exponent))
-    _need(point is None or not _exact(base) or base >= 0)                       # variables are real
+    _need(point is None or not exact or base >= 0)                              # variables are real
     return complex(base) ** complex(exponent)
 
 
-def _sample(name, point):
-    """A fixed pseudo-random value of a variable: positive, in (0, 1), of any sign, negative."""
-    _need(point is not None and _VARIABLE.fullmatch(name))
-    code = zlib.crc32(f"{name}/{point}".encode())
-    size = Fraction(2 + code % 95, 101 if point == 1 else 1)
-    return -size if point == 3 or point == 2 and code & 256 else size
+def _entries(value, kind):
+    return value[1:] if isinstance(value, tuple) and value[0] == kind else (value,)
 
 
-class _Leaf(NamedTuple):
-    text: str
-    values: tuple = ()      # one, or one a sample point (None: undefined there); empty: compared as text
-    variables: frozenset = frozenset()
-    notes: frozenset = frozenset()
-    unit: str = ""
+def _operand(tokens, point):
+    """A number, a variable, a word, what stands in brackets, or a function with its arguments."""
+    token = tokens.pop()
+    name = token.lstrip("\\")
+    if token[0] in _DIGITS:
+        return Fraction(token)
+    if _VARIABLE.fullmatch(token):      # a fixed pseudo-random value: positive, in (0, 1), of any sign, negative
+        code = zlib.crc32(f"{re.sub(r'[^0-9A-Za-z_∞]', '', token)}/{point}".encode())
+        size = Fraction(5 + code % 92, 101 if point == 1 else 1)
+        return -size if point == 3 or point == 2 and code & 256 else size
+    if token[0] == '"' or name in _CONSTANTS:
+        return _CONSTANTS.get(name, name)
+    if token in "+-":
+        return _parse(tokens, point, _PREFIX) * Fraction(f"{token}1")
+    if token in _BRACKETS:          # ( ) or [ ] or a mix around entries make a tuple or an interval, ⦃ ⦄ a list
+        value, pair = _parse(tokens, point), token + tokens.pop()
+        kind = value[0] if isinstance(value, tuple) else None
+        if kind == "list" and token in "([" and pair[1] in ")]":
+            return (pair, *value[1:])
+        _need(pair[1] == _BRACKETS[token])
+        return ("()", *value[1:]) if kind == "¶" else value                 # rows; a column is a point
+    if name in ("frac", "binom"):
+        top, bottom = _operand(tokens, point), _operand(tokens, point)
+        return top / bottom if name == "frac" else _factorial(top) / _factorial(bottom) / _factorial(top - bottom)
+    if name == "sqrt":
+        index = _operand(tokens, point) if tokens[-1] == "[" else Fraction(2)
+        return _power(_operand(tokens, point), 1 / index, point)
+    marks = {}                      # \sin^2 x, \log_2 8
+    while tokens[-1] in ("^", "_"):
+        mark = tokens.pop()
+        marks[mark] = _operand(tokens, point)
+    argument = _operand(tokens, point) if tokens[-1] in _BRACKETS else _parse(tokens, point, _ARGUMENT)
+    value = _FUNCTIONS[name](argument) / (cmath.log10(marks["_"]) if "_" in marks else 1)
+    _need(point is None or not value.imag or argument.imag)                 # variables are real
+    return value ** marks.get("^", 1)
+
+
+def _parse(tokens, point, binding=0):
+    """The value of a reversed token list, up to an operator that does not bind tighter than `binding`."""
+    left = _operand(tokens, point)
+    while tokens and tokens[-1] not in _CLOSERS:
+        token = tokens[-1] if tokens[-1] in _BINDING else ""                # "": a product without sign
+        strength = _BINDING.get(token, _PRODUCT)
+        if not token and binding == _ARGUMENT and tokens[-1].lstrip("\\") not in _FUNCTIONS:
+            strength = _PREFIX
+        if strength <= binding:
+            break
+        _need(tokens.pop() if token else tokens[-1][0] not in _DIGITS)      # "2 3" is no product
+        if token in ("!", "°"):
+            left = _factorial(left) if token == "!" else left * (math.pi / 180)
+        else:
+            left = _combine(token or "*", left, _parse(tokens, point, strength - (token == "^")), point)
+    return left
+
+
+def _combine(token, left, right, point):
+    if token in ",;:&¶":
+        kind = "list" if token in ",;" else token
+        return (kind, *_entries(left, kind), *_entries(right, kind))
+    _need(not isinstance(left, (tuple, str)) and not isinstance(right, (tuple, str)))
+    if token in "=<>≤≥":            # the difference of the sides counts
+        return {">": "<", "≥": "≤"}.get(token, token), right - left if token in ">≥" else left - right
+    value = _power(left, right, point) if token == "^" else _ARITHMETIC[token](left, right)
+    exact = isinstance(value, Fraction)
+    _need((value.numerator * value.denominator).bit_length() < _MAX_BITS if exact else cmath.isfinite(value))
+    return value
 
 
 @lru_cache(maxsize=1024)
-def _leaf(text):
-    """A number or an expression, with a unit; what is neither has no values."""
-    base = _BASE.fullmatch(text)
-    if base and not _VARIABLE.fullmatch(base[2]):
-        digits = int(base[2], 10 if base[2].isdigit() else 36)
-        return _Leaf(text, (Fraction(-digits if base[1] else digits),), unit=f"base {base[3]}")
-    unit = {"$": "dollar", "€": "euro", "£": "pound"}.get("".join(re.findall("[$€£]", text)), "")
-    head = re.sub("[$€£]", " ", text) if unit else text
-    tail = re.search(r'(?: ?[/*]? ?"[^"]*"(?: ?\^ ?\{?-?[0-9]\}?)?| ?[%°])+ ?$', head)
-    if tail and not re.search("sin|cos|tan|sec|csc|cot", head[:tail.start()]):
-        words = re.findall(r"[^\W\d_]+|[0-9%°/]", tail[0].lower().replace("metre", "meter").replace("°", " degree "))
-        words = [_UNITS.get(word) or _UNITS.get(word.rstrip("s"), word.rstrip("s")) for word in words]
-        head, unit = head[:tail.start()], " ".join(sorted(words, key=str.isdigit)).replace(" / ", "/")
-        if _NO_UNITS & set(words) or unit.isdigit() or any(len(word) == 1 and word.isalpha() for word in words):
-            return _Leaf(text)
-    tokens = _TOKEN.findall(re.sub(r"\|([^|]*)\|", r" abs(\1)", head))
-    tokens = [re.sub("[{}]", "", token) if "_" in token else token for token in tokens]
-    variables = frozenset(name for name in (token.lstrip("\\") for token in tokens) if _VARIABLE.fullmatch(name))
-    values, notes = [], set()
-    for point in range(4) if variables else (None,):
+def _read(text):
+    """The values at the sample points (one if there are no variables); of a relation, those up to a factor."""
+    if "±" in text:                 # the list of the answers for both signs
+        _need(text.count("±") <= 3)
+        both = zip(*[_read(text.replace("±", sign, 1)) for sign in "+-"])
+        merged = [None if None in pair else _entries(pair[0], "list") + _entries(pair[1], "list") for pair in both]
+        return [entries and ("list", *dict.fromkeys(entries)) for entries in merged]
+    tokens, values = _TOKEN.findall(text), []
+    _need(len(tokens) <= _MAX_TOKENS)
+    variables = any(_VARIABLE.fullmatch(token) for token in tokens)
+    for point in range(4) if variables else [None]:
         try:
-            stack = tokens[::-1] if len(tokens) <= _MAX_TOKENS else []
-            value = _compute(stack, point, notes)
-            values.append(None if stack or not cmath.isfinite(value) else value)
-        except (ValueError, ArithmeticError, TypeError, AttributeError, IndexError, KeyError):
-            values.append(None)
-    return _Leaf(text, tuple(values) if set(values) != {None} else (), variables, frozenset(notes), unit)
+            stack = tokens[::-1]
+            values.append(_parse(stack, point))
+            _need(not stack)
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
+            values[point or 0:] = [None]        # it has no value there, or is no expression at all
+    if isinstance(values[0], tuple) and values[0][0] in "=<≤" and values[0][1]:
+        scale = values[0][1] if values[0][0] == "=" else abs(values[0][1])
+        values = [value and (value[0], value[1] / scale) for value in values]
+    return values
 
 
-def _split(text, separators):
-    """Split at separators outside brackets; returns the parts and what stood between them."""
-    parts, found, depth = [""], [], 0
-    for char in text:
-        depth += (char in "([{⦃⟦") - (char in ")]}⦄⟧")
-        if depth == 0 and char in separators:
-            parts.append("")
-            found.append(char)
-        else:
-            parts[-1] += char
-    return [part.strip() for part in parts], found
-
-
-def _wrapped(text, pairs):
-    """Whether the whole text stands in one pair of brackets."""
-    depths = accumulate((char in "([{⦃⟦") - (char in ")]}⦄⟧") for char in text[:-1])
-    return text[:1] + text[-1:] in pairs.split() and 0 not in depths
-
-
-def _read(text, depth=0):
-    """The structure of a normalised answer: a _Leaf, (kind, parts), or ("=", name, value, difference)."""
-    text = re.sub(r"^[A-Za-z] ?∈", "", text).strip()
-    while _wrapped(text, "{} ⦃⦄ ⟦⟧") and depth < 6:
-        text, depth = text[1:-1].strip(), depth + 1
-    if not text or depth > 6:
-        return _Leaf(text)
-    for kind, separators in (("()", "¶"), ("&", "&"), ("list", ",;")):      # rows of a matrix: a column is a point
-        parts, _ = _split(text, separators)
-        if len(parts) == 1 and kind == "list" and re.search("[±∓]", text) and text.count("±") < 4:
-            count = -1 if "∓" in text else 1        # ∓ follows ±, but several ± are independent
-            parts = [text.replace("±", plus, count).replace("∓", minus, count) for plus, minus in ("+-", "-+")]
-        if len(parts) > 1:
-            _need(len(parts) <= _MAX_ITEMS)
-            items = [_read(part, depth + 1) for part in parts if part]
-            if kind == "list":
-                items = [item for reading in items for item in (reading[1] if reading[0] == kind else [reading])]
-            _need(0 < len(items) <= _MAX_ITEMS)
-            return items[0] if len(items) == 1 else (kind, items)
-    head, *tail = text.split("≈")
-    if tail:                # what follows ≈ only rounds the value before it
-        text = f"{head}={tail[0]}" if head and _NAME.fullmatch(head) else head or tail[0]
-    parts, operators = _split(text, "=<>≤≥≠")
-    if operators:
-        return _read_relation(parts, operators, depth)
-    parts, _ = _split(text[1:-1], ",") if _wrapped(text, "() [] (] [)") else ([], None)
-    if len(parts) > 1:
-        return (text[0] + text[-1], [_read(part, depth + 1) for part in parts])
-    parts, _ = _split(text, ":")
-    return (":", [_read(part, depth + 1) for part in parts]) if len(parts) > 1 else _leaf(text)
-
-
-def _read_relation(parts, operators, depth):
-    """-2 <= x < 7 is an interval, x = 5 and x+y = 7 state a value; else the difference of the sides counts."""
-    if set(operators) <= set(">≥"):
-        parts, operators = parts[::-1], [{">": "<", "≥": "≤"}[operator] for operator in operators[::-1]]
-    names = [index for index, part in enumerate(parts) if _VARIABLE.fullmatch(part.lstrip("\\"))]
-    if set(operators) <= set("<≤") and len(names) == 1 and (len(parts) == 2 or len(parts) == 3 and names == [1]):
-        ends = ["-∞", *parts, "∞"][names[0]:names[0] + 3:2]
-        below, above = ["<", *operators, "<"][names[0]:names[0] + 2]
-        return ("([" [below == "≤"] + ")]"[above == "≤"], [_read(end, depth + 1) for end in ends])
-    difference = _leaf(f"({parts[0]})-({parts[1]})")        # up to a factor, which is positive for an inequality
-    scale = next((value for value in difference.values if value and len(parts) == 2), None)
-    if scale is not None:
-        scale = scale if operators[0] in "=≠" else abs(scale)
-        difference = difference._replace(values=tuple(value and value / scale for value in difference.values))
-    text = operators[0].join(parts)
-    difference = difference._replace(text=text, unit=operators[0]) if scale else _Leaf(text)
-    if set(operators) != {"="}:
-        return difference
-    if len(parts) == 2 and _NAME.fullmatch(parts[1]) and not _NAME.fullmatch(parts[0]):
-        parts = parts[::-1]
-    name = parts[0] if _NAME.fullmatch(parts[0]) else None
-    left = re.sub(r"\([^()]*\)|_\w|_\{\w*\}", "", parts[0])
-    named = name is not None or bool(re.search("[A-Za-z]", left) and not re.search("[0-9]", left))
-    values = [_read(part, depth + 1) for part in parts[named:]]
-    stated = all(_same(values[-1], value) for value in values) and name not in getattr(values[-1], "variables", ())
-    return ("=", name, values[-1] if stated else None, difference)
-
-
+# Step 3: one comparison of values.
 def _same(prediction, gold):
-    if isinstance(prediction, _Leaf) and isinstance(gold, _Leaf):
-        return _same_leaf(prediction, gold)
-    if prediction[0] == gold[0] == "=":
-        clash = prediction[1] != gold[1] and len(prediction[1] or "") == len(gold[1] or "") == 1       # x = 5, y = 5
-        stated = None not in prediction[:3] + gold[:3] and not clash
-        return stated and _same(prediction[2], gold[2]) or _same_leaf(prediction[3], gold[3])
-    if prediction[0] == "=" or gold[0] == "=":
-        value, gold_value = (reading[2] if reading[0] == "=" else reading for reading in (prediction, gold))
-        return None not in (value, gold_value, gold[1]) and _same(value, gold_value)
-    if prediction[0] != gold[0] or len(prediction[1]) != len(gold[1]):
-        return False
-    if gold[0] != "list":
-        return all(map(_same, prediction[1], gold[1]))
-    rest = list(gold[1])
-    for item in prediction[1]:
-        found = next((index for index, other in enumerate(rest) if _same(item, other)), len(rest))
-        del rest[found:found + 1]
-    return len(rest) == 0
+    if isinstance(prediction, tuple) and isinstance(gold, tuple):
+        rest = list(gold)           # the kind comes first, and the order counts, except in a list
+        for item in prediction:
+            found = next((index for index, other in enumerate(rest) if _same(item, other)), None)
+            if found is None or found > 0 and gold[0] != "list":
+                return False
+            del rest[found]
+        return not rest
+    exact = isinstance(prediction, Fraction) and isinstance(gold, Fraction)
+    if exact or isinstance(prediction, (tuple, str)) or isinstance(gold, (tuple, str)):
+        return prediction == gold
+    # floats to 1e-10, and a float equals a fraction only if that is a simple one
+    simple = all(value.denominator < 20000 for value in (prediction, gold) if isinstance(value, Fraction))
+    return simple and abs(prediction - gold) <= (1e-10 * abs(gold) if prediction and gold else 1e-13)
 
 
-def _same_leaf(prediction, gold):
-    units, values = (prediction.unit, gold.unit), prediction.values + gold.values
-    readable = bool(prediction.values and gold.values)
-    if not readable or '"' in gold.text:
-        same_words = _plain_words(prediction.text) == _plain_words(gold.text) != ""
-        if same_words or not readable:
-            return same_words
-    if units[0] != units[1] and (all(units) or units[0][:4] == "base") and units != ("base 10", ""):
-        return False
-    unfinished = "unfinished" in prediction.notes - gold.notes and not gold.variables and _exact(*gold.values)
-    inexact = not _exact(*values) and (prediction.notes ^ gold.notes) - {"unfinished"}
-    if unfinished or inexact or prediction.variables != gold.variables:
-        return False
-    pairs = [pair for pair in zip(prediction.values, gold.values) if None not in pair]
-    factors = {("%", ""): (1, Fraction(1, 100)), ("", "%"): (1, 100)}.get(units, (1,))
-    return bool(pairs) and any(all(_close(left * factor, right) for left, right in pairs) for factor in factors)
+_STATED = re.compile(r'(?:^|(?<=[,;])) ?(?!-)(\([A-Za-z, ]+\) ?|⟦[A-Za-z¶ ]+⟧ ?|(?:_\{?\w\}?|[^0-9=,;()])+)=(?! ?\1)')
+_WORKED = re.compile(r"(?<![0-9][eE])(?<=[\w)}!]) ?[-+*]|[0-9)}] ?\(")
 
 
-def _close(left, right):
-    """Equality; floats to 1e-10, and a float equals a fraction only if that is a simple one."""
-    if _exact(left, right):
-        return left == right
-    simple = all(value.denominator < 20000 for value in (left, right) if _exact(value))
-    return simple and abs(left - right) <= (1e-13 if left == 0 or right == 0 else 1e-10 * abs(right))
-
-
-def _squeeze(text):
-    """Spaces matter only between digits, braces around one character never."""
-    return re.sub(r"(?<![0-9]) | (?![0-9])", "", re.sub(r"\{ ?(\w) ?\}", r" \1 ", text))
-
-
-def _plain_words(text):
-    """Words are compared without regard to case, an article or brackets; anything with digits as it stands."""
-    if re.search("[0-9]", text):
-        return _squeeze(text)
-    return re.sub(r'^"?(?:an?|the)"? |["().\s]', "", text.strip().casefold())
-
-
-def _decimal(text):
-    """A plain decimal of any length in canonical form, else None."""
-    match = re.fullmatch(r"([-+]?)0*([0-9]*)(?:\.([0-9]*))?", text.strip())
-    digits = match and (match[2], (match[3] or "").rstrip("0"))
-    return (match[1] == "-" and any(digits), *digits) if match and re.search("[0-9]", text) else None
+def _same_text(prediction, gold):
+    """Whether two plain texts have the same values."""
+    values, gold_values = _read(prediction), _read(gold)
+    pairs = [pair for pair in zip(values, gold_values) if None not in pair]
+    exact = len(gold_values) == 1 and isinstance(gold_values[0], Fraction)
+    copied = exact and _WORKED.search(prediction) and not _WORKED.search(gold)
+    return len(values) == len(gold_values) and not copied and bool(pairs) and all(_same(*pair) for pair in pairs)
 
 
 def answers_match(prediction, gold):
     """Whether a predicted answer means the same as the reference answer `gold`. Never raises; only text matches.
 
-    Numbers, expressions, equations, inequalities, tuples, intervals, unions, sets, lists, matrices, ratios, numbers
-    in another base, choice letters and words are compared by meaning, whatever their spelling. Matters of taste:
     - Exact: 0.33 is not 1/3, 3.14 is not pi. Unreduced 6/8 is 3/4; factored, expanded and reordered are the same.
     - Where the gold is a plain number, a sum, difference or product left to do (`2+3` for 5) is the question copied
       and refused. Powers, roots, binomials, scientific notation and mixed numbers are numbers.
     - A missing unit is fine on either side, a different one is not, and none is converted (5 cm is not 50 mm).
       25% is 25 as well as 0.25. The prediction may leave out the base, but not state another.
-    - `x = 5` and `x + y = 5` state 5; `x = x` and `5 = 6` state nothing. Equations may be rearranged or scaled.
+    - `x = 5` and `x + y = 5` state 5, unless the gold names another variable. Relations may be rearranged or scaled.
     - Several answers match only a gold of as many, in any order; tuples, intervals and matrices keep order and
-      ends. A column vector may be written as a point; [1, 2] is an interval; x > 3 is (3, oo); 3:4 is not 3/4.
-    - Variables are real and keep name and case; words ignore case and articles.
+      ends. A column vector may be written as a point; [1, 2] is an interval; 3:4 is not 3/4.
+    - Variables are real and keep name and case; words ignore case.
     What cannot be read within bounds (length, depth, size of numbers) is compared as normalised text."""
     if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
         return False
-    decimals = _decimal(prediction), _decimal(gold)
-    if None not in decimals:
-        return decimals[0] == decimals[1]
     if prediction.split() == gold.split() or max(len(prediction), len(gold)) > _MAX_TEXT:
         return prediction.split() == gold.split()
     try:
-        prediction, gold = _normalise(prediction), _normalise(gold)
-        if _squeeze(prediction) == _squeeze(gold):
+        (prediction, unit), (gold, gold_unit) = _normalise(prediction), _normalise(gold)
+        if unit and unit != gold_unit and (gold_unit or "base" in unit and "10" not in unit):
+            return False
+        words, gold_words = [re.sub(r'["().\s]', "", text.casefold()) for text in (prediction, gold)]
+        if prediction == gold or '"' in gold and words == gold_words and not re.search("[0-9]", gold):
             return re.search(r"\w|∞", gold) is not None
-        gold = _read(gold)
-        if gold[0] != "list":       # "12, 650" is a list, unless only one answer is asked for
-            spaced = re.fullmatch(r"[1-9][0-9]{0,2}(?:, [0-9]{3})+", prediction)
-            prediction = prediction.replace(", ", "") if spaced else prediction
-        return _same(_read(prediction), gold)
-    except (ValueError, ArithmeticError, RecursionError):
+        if re.fullmatch(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+", prediction) and "," not in gold:
+            prediction = prediction.replace(",", "")       # "12, 650" is a list, unless one answer is asked for
+        if _same_text(prediction, gold):
+            return True
+        names, gold_names = [set(re.findall("(?:^|[,;]) ?([A-Za-z]) ?=", text)) for text in (prediction, gold)]
+        if names and gold_names and (names != gold_names or len(names) > 1):
+            return False
+        if not re.match("[^=]*[-+*/^|].*=", gold):          # the gold x + y = 5 is a line and does not state 5
+            gold = _STATED.sub("", gold)
+        prediction = _STATED.sub("", prediction)
+        percent = f"({prediction})/{100 if unit else 0.01}" if unit ^ gold_unit == {"%"} else prediction
+        return _same_text(prediction, gold) or _same_text(percent, gold)
+    except (ValueError, ArithmeticError, TypeError, RecursionError):
         return False
 
 
