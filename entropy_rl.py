@@ -97,7 +97,7 @@ class Config:
     eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
-    steps: int = setting(None, "rollout steps", 400, 200, low=1)
+    steps: int = setting(None, "rollout steps", 300, 200, low=1)
     prompts: int = setting(None, "prompts a rollout step (paper: 256)", 64, 64, low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
     updates: int = setting(None, "optimizer steps a rollout step, one mini-batch each (paper: 8)", 4, 8, low=1)
@@ -114,13 +114,13 @@ class Config:
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting(5.0, "omega_high")
     kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13); paper: 2e-3 for 7B, 2e-4 for 32B",
-                                     0.05, 2e-3, low=0, high=1)
-    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14)", 4.0, 1.0, low=0)
+                                     0.1, 2e-3, low=0, high=1)
+    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14)", 2.0, 1.0, low=0)
     kl_estimator: str = setting("abs", "penalty on a sampled token (abs: the authors' code)", choices=("abs", "k2", "k3"))
     entropy_coef: float = setting(None, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", 0.05, 5e-3, low=0)
-    ref_kl_coef: float = setting(1e-2, "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
+    ref_kl_coef: float = setting(None, "beta of ref_kl (Sec. 4.1, Fig. 10)", 0.1, 1e-2, low=0)
 
-    eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 20, 20, low=0)
+    eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 10, 20, low=0)
     eval_problems: int = setting(None, "held-out problems", 256, 200, low=1)
     eval_samples: int = setting(None, "k of avg@k and pass@k", 8, 4, low=1)
     eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
