@@ -62,6 +62,9 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTr
 from transformers.cache_utils import Cache, DynamicLayer
 
 
+SOURCE = Path(__file__).read_text("utf-8")  # as imported: the file may be edited while a run goes on
+
+
 class UserError(Exception):
     """Something that the user can mend: shown as one line, exit status 2."""
 
@@ -88,12 +91,13 @@ class Config:
     """Every setting of a run, and every flag of the command line (underscores become dashes).
 
     A default of None stands for the pair (tiny, real): the first for the built-in policy, the second, the paper's
-    where it has one, for a real model. Numbers outside their bounds raise UserError with one line.
+    where it has one, for a real model. That of the PPO clip depends on the method. Numbers outside their bounds raise
+    UserError with one line.
     """
     method: str = setting("kl_cov", "what the update minimises (Sec. 4)", choices=METHODS)
     advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)", choices=("grpo", "rloo", "reinforce_pp"))
     model: str = setting("tiny", "tiny, tiny-WIDTH (built in, width 64), or a Hugging Face id or folder")
-    data: str = setting("arithmetic", "arithmetic (built in), a data set id, or a .jsonl .json .csv .parquet file")
+    data: str = setting("arithmetic", "arithmetic[-dev] (built in), a data set id, a .jsonl .json .csv .parquet file")
     eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
@@ -108,15 +112,15 @@ class Config:
                         low=1e-12)
     seed: int = setting(0, "of sampling, data order and random picks", low=0)
 
-    clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4); authors' clip_cov: 1", low=0)
-    clip_high: float = setting(None, "PPO clip: ratio below 1 + this; clip_higher: 0.28, clip_cov: 1", low=0)
+    clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4) [0.2; clip_cov: 1, authors' code]", low=0)
+    clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28, clip_cov: 1]", low=0)
     clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11)", 0.04, 2e-4, low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting(5.0, "omega_high")
-    kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13); paper: 2e-3 for 7B, 2e-4 for 32B",
+    kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13; paper: 2e-3 7B, 2e-4 32B)",
                                      0.1, 2e-3, low=0, high=1)
     kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14)", 2.0, 1.0, low=0)
-    kl_estimator: str = setting("abs", "penalty on a sampled token (abs: the authors' code)", choices=("abs", "k2", "k3"))
+    kl_estimator: str = setting("abs", "penalty on a token (abs: the authors' code)", choices=("abs", "k2", "k3"))
     entropy_coef: float = setting(None, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", 0.05, 5e-3, low=0)
     ref_kl_coef: float = setting(None, "beta of ref_kl (Sec. 4.1, Fig. 10)", 0.1, 1e-2, low=0)
 
@@ -153,10 +157,9 @@ class Config:
             value, flag, meta = getattr(self, f.name), "--" + f.name.replace("_", "-"), f.metadata
             if meta["choices"] and value not in meta["choices"]:
                 raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
-            if meta["low"] is not None and not value >= meta["low"] or isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{flag} {value}: must be a number" + ("" if meta["low"] is None else f", {meta['low']} or more"))
-            if meta["high"] is not None and value > meta["high"]:
-                raise UserError(f"{flag} {value}: must be at most {meta['high']}")
+            low, high = (-math.inf if meta["low"] is None else meta["low"]), (meta["high"] or math.inf)
+            if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+                raise UserError(f"{flag} {value}: must be a number from {low} to {high}")
         if self.prompts % self.updates:
             raise UserError(f"--updates {self.updates} does not divide --prompts {self.prompts}")
         if self.clip_cov_low >= self.clip_cov_high:
@@ -165,8 +168,9 @@ class Config:
             raise UserError("--prompt-template must contain {problem}")
         if self.probe and self.updates > 1:
             raise UserError("--probe measures one optimizer step: add --updates 1")
-        if is_tiny(self.model) and int(self.model.partition("-")[2] or 64) % 16:
-            raise UserError(f"--model {self.model}: the width must be a multiple of 16, as in tiny-96")
+        width = self.model.partition("-")[2] or "64"
+        if re.fullmatch("tiny(-[^/]*)?", self.model) and not (is_tiny(self.model) and int(width) % 16 == 0):
+            raise UserError(f"--model {self.model}: the built-in policy is tiny or tiny-WIDTH, a multiple of 16")
 
 
 def seeded(device, *key) -> torch.Generator:
@@ -189,6 +193,15 @@ def first_line(error) -> str:
 
 
 @contextlib.contextmanager
+def explain(what: str, then: str = ""):
+    """An error of the system or a library inside, as a UserError of one line."""
+    try:
+        yield
+    except Exception as error:  # whatever a reader of files raises
+        raise UserError(f"{what} ({first_line(error)}){then}")
+
+
+@contextlib.contextmanager
 def cpu_threads(count: int):
     """Run with that many CPU threads, then as before."""
     before = torch.get_num_threads()
@@ -197,20 +210,6 @@ def cpu_threads(count: int):
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def finite(value):
-    """A metrics row with None for the numbers that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def progress(steps, label: str):
-    """A tqdm bar on a terminal; nothing in a file, where the lines of `train` do its work."""
-    return tqdm(steps, label, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -532,28 +531,26 @@ def math_reward(response, gold):
 
 BOX = r"\boxed{"
 INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
+ARITHMETIC = {"arithmetic": "test", "arithmetic-dev": "dev"}  # the built-in data, and what each holds out
 OPERANDS = (3, 4)             # how many one-digit numbers an arithmetic problem has
 TRAIN_PROBLEMS = 16_384       # of some 280,000 that exist
-BRIEF, CAREFUL, SLIP = 0.5, 0.1, 0.2  # the crowd: answers at once; minds precedence; errs in a step
+BRIEF, CAREFUL, SLIP = 0.5, 0.1, 0.2  # shares of the crowd that answer at once, mind precedence; err in a step
 WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 800, 128, 4e-3
 
 
-def reduce_once(expression: str, at: int, slip: int = 0) -> str:
-    """Replace the operation of one-digit numbers that starts at index `at` by its value modulo 10 (plus a slip)."""
+def reduce_once(expression: str, careful: bool = True, slip: int = 0) -> str:
+    """Replace one operation of one-digit numbers, the first `*` (if careful) or else the leftmost one, by its value
+    modulo 10 (plus a slip)."""
+    at = max(expression.find("*") - 1, 0) if careful else 0
     left, operator, right = int(expression[at]), expression[at + 1], int(expression[at + 2])
     value = left + right if operator == "+" else left - right if operator == "-" else left * right
     return expression[:at] + str((value + slip) % 10) + expression[at + 3:]
 
 
-def first_legal(expression: str) -> int:
-    """Where a careful reader begins: at the first `*`, else at the left."""
-    return max(expression.find("*") - 1, 0)
-
-
 def arithmetic_answer(expression: str) -> str:
     """The value modulo 10 of an expression such as 3+4*7-2."""
     while len(expression) > 1:
-        expression = reduce_once(expression, first_legal(expression))
+        expression = reduce_once(expression)
     return expression
 
 
@@ -566,7 +563,7 @@ def crowd_solution(expression: str, rng: random.Random) -> str:
     brief, careful, steps = rng.random() < BRIEF, rng.random() < CAREFUL, ""
     while len(expression) > 1:
         slip = rng.choice((-2, -1, 1, 2)) if rng.random() < SLIP else 0
-        expression = reduce_once(expression, first_legal(expression) if careful else 0, slip)
+        expression = reduce_once(expression, careful, slip)
         steps += "=" + expression if len(expression) > 1 and not brief else ""
     return steps + BOX + expression + "}"
 
@@ -592,8 +589,9 @@ def tiny_policy(width: int):
     spec = dict(version="1.0", normalizer=None, post_processor=None, decoder=dict(type="Fuse"), added_tokens=[
                     dict(id=i, content=words[i], special=True, single_word=False, lstrip=False, rstrip=False,
                          normalized=False) for i in range(2)],
-                pre_tokenizer=dict(type="Split", pattern=dict(Regex=r"\\boxed\{|."), behavior="Isolated", invert=False),
-                model=dict(type="WordLevel", vocab={word: i for i, word in enumerate(words)}, unk_token="?"))
+                model=dict(type="WordLevel", vocab={word: i for i, word in enumerate(words)}, unk_token="?"),
+                pre_tokenizer=dict(type="Split", pattern=dict(Regex=r"\\boxed\{|."), behavior="Isolated",
+                                   invert=False))
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tokenizer.json").write_text(json.dumps(spec))
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", pad_token="<pad>",
@@ -608,29 +606,26 @@ def tiny_policy(width: int):
 
 
 def warm_up(name: str) -> Path:
-    """The folder of the warm built-in policy (`tiny` or `tiny-WIDTH`): trained on the crowd's texts once, then cached.
+    """The folder of the warm built-in policy (tiny or tiny-WIDTH): trained once on the crowd's texts, then cached.
 
-    The cache key is all that shapes the weights: the source of sections 3 and 4, the versions and the width. It runs on one
-    thread whatever --threads says, so that the start of a run does not depend on which run came first.
+    The cache key is all that shapes the weights: the source of sections 3 and 4, the versions and the width. It runs
+    on one thread whatever --threads says, so that the start of a run does not depend on which run came first.
     """
     width = int(name.partition("-")[2] or 64)
-    source = Path(__file__).read_text()
-    sections = source[source.index("\n# 3. Problems"):source.index("\n# 5. Advantages")]
+    sections = SOURCE[SOURCE.index("\n# 3. Problems"):SOURCE.index("\n# 5. Advantages")]
     key = hashlib.sha256(repr((sections, torch.__version__, transformers.__version__)).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "entropy_rl" / f"tiny-{width}-{key}"
     if (folder / "config.json").exists():
         return folder
-    try:
+    with explain(f"the cache {folder.parent} cannot be written", "; set XDG_CACHE_HOME"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"the cache {folder.parent} cannot be written ({first_line(error)}); set XDG_CACHE_HOME")
     model, tokenizer = tiny_policy(width)
     rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
-    with cpu_threads(1), progress(range(WARM_UP_STEPS), "warm-up") as bar:
+    with cpu_threads(1), tqdm(range(WARM_UP_STEPS), "warm-up", disable=None) as bar:  # None: only on a terminal
         for _ in bar:
             batch = rng.choices(problems, k=WARM_UP_BATCH)
             solutions = [crowd_solution(p["problem"][:-1], rng) for p in batch]
@@ -646,8 +641,9 @@ def warm_up(name: str) -> Path:
             schedule.step()
             optimizer.zero_grad()
             bar.set_postfix_str(f"loss {loss.item():.3f}")
-    model.save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
+    with explain(f"the cache {folder.parent} cannot be written", "; set XDG_CACHE_HOME"):
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
     with contextlib.suppress(OSError):  # another process may have been faster
         draft.rename(folder)
     shutil.rmtree(draft, ignore_errors=True)
@@ -662,21 +658,20 @@ def read_rows(source: str, split: str):
     kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
     if kind or path.exists():
         if not path.is_file() or not kind or not path.stat().st_size:
-            raise UserError(f"{source}: " + ("no such file" if not path.is_file() else "the file is empty" if kind else
-                                             "data files end in .jsonl, .json, .csv or .parquet"))
+            raise UserError(f"{source}: " + ("no such file" if not path.is_file() else "the file is empty" if kind
+                                             else "data files end in .jsonl, .json, .csv or .parquet"))
         try:
-            return datasets.load_dataset(kind, data_files=re.sub(r"([*?[])", r"[\1]", source), split="train").flatten(), True
+            plain = re.sub(r"([*?[])", r"[\1]", source)  # a path, not a pattern
+            return datasets.load_dataset(kind, data_files=plain, split="train").flatten(), True
         except Exception as error:  # whatever the reader of that format raises
             raise UserError(f"{source}: not readable as {kind}: {first_line(error.__cause__ or error)}")
-    try:
+    with explain(f"{source}: neither a file here nor a data set that the hub gives"):
         names = datasets.get_dataset_config_names(source)
         name = "main" if "main" in names else names[0]
         splits = datasets.get_dataset_split_names(source, name)
         held_out = next((s for s in ("test", "validation") if s in splits), None)
         chosen = held_out if held_out and (split == "test" or "train" not in splits) else splits[0]
         return datasets.load_dataset(source, name, split=chosen).flatten(), not held_out or "train" not in splits
-    except Exception as error:
-        raise UserError(f"{source}: neither a file here nor a data set that the hub gives: {first_line(error)}")
 
 
 def load_problems(config: Config, split: str) -> list[dict]:
@@ -685,9 +680,9 @@ def load_problems(config: Config, split: str) -> list[dict]:
     Rows that serve as both are divided: a tenth, at most --eval-problems, is held out, picked by a hash of the text.
     """
     source = config.data if split == "train" else config.eval_data or config.data
-    if source in ("arithmetic", "arithmetic-dev"):
-        part = split if split == "train" else "dev" if source.endswith("dev") else "test"
-        return arithmetic_problems(part, TRAIN_PROBLEMS if split == "train" else config.eval_problems)
+    if source in ARITHMETIC:
+        return (arithmetic_problems("train", TRAIN_PROBLEMS) if split == "train" else
+                arithmetic_problems(ARITHMETIC[source], config.eval_problems))
     rows, shared = read_rows(source, split)
     columns = {name.split(".")[-1]: name for name in reversed(rows.column_names)}
     question = next((columns[c] for c in ("problem", "question", "prompt") if c in columns), None)
@@ -697,15 +692,15 @@ def load_problems(config: Config, split: str) -> list[dict]:
                         f"ground_truth; found {', '.join(rows.column_names)}")
     problems = {}
     for text, gold in zip(rows[question], rows[answer]):
-        if isinstance(text, list) and not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in text):
-            text = None
+        if isinstance(text, list):
+            text = text if all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in text) else None
         text = text if text is None or isinstance(text, list) else str(text)
         gold = "" if gold is None else str(gold).strip()
         gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
         if text and gold:
             problems[repr(text)] = dict(problem=text, answer=gold)
     if len(problems) < len(rows):
-        print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows skipped (no readable answer, or a repetition)")
+        print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows skipped (no readable answer, or repeated)")
     if not problems:
         raise UserError(f"{source}: no row has a problem and an answer")
     problems = [problems[key] for key in sorted(problems, key=lambda key: hashlib.sha256(key.encode()).digest())]
@@ -724,43 +719,39 @@ class Policy:
     pad_token_id: int
 
     def encode(self, problem, template: str, plain: bool) -> list[int]:
-        """The token ids of a problem: by the user's template, as it is (plain), or by the tokenizer's chat template."""
-        chat = problem if isinstance(problem, list) else [dict(role="user", content=INSTRUCTION.replace("{problem}", problem))]
-        text = problem if isinstance(problem, str) else "\n".join(message["content"] for message in problem)
+        """The token ids of a problem: by the user's template, as it is (plain), or by the tokenizer's template."""
         if template or plain or not self.tokenizer.chat_template:
+            text = problem if isinstance(problem, str) else "\n".join(message["content"] for message in problem)
             text = (template or ("{problem}" if plain else INSTRUCTION + "\n")).replace("{problem}", text)
             return self.tokenizer(text).input_ids
-        text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        asked = dict(role="user", content=INSTRUCTION.replace("{problem}", str(problem)))
+        chat = problem if isinstance(problem, list) else [asked]
+        with explain("the model's chat template does not take a problem", "; give a --prompt-template"):
+            text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         return self.tokenizer(text, add_special_tokens=False).input_ids  # the template has them
 
 
 def load_policy(config: Config) -> Policy:
-    """The policy of --model on the chosen device: fp32 weights, dropout off (the ratio must be 1 before an update)."""
+    """The policy of --model on the device: fp32 weights, dropout off (the ratio must be 1 before an update)."""
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
+    with explain(f"--device {device} does not work"):
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {device}: {first_line(error)}")
     source = str(warm_up(config.model)) if is_tiny(config.model) else config.model
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with explain(f"--model {source}: no model here, nor one that the hub gives, nor tiny or tiny-WIDTH"):
         settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
         for name, value in vars(settings).items():
-            if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):
                 setattr(settings, name, 0.0)
         model = AutoModelForCausalLM.from_pretrained(source, config=settings, dtype=torch.float32,
                                                      trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if not tokenizer("1+1=2 Why?").input_ids:
             raise ValueError("its tokenizer is missing")
-    except Exception as error:  # whatever the readers of its files raise
-        raise UserError(f"--model {source}: no model here, nor one that the hub gives: {first_line(error)}")
-    try:
+    with explain(f"--device {device} cannot hold {source}"):
         model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {first_line(error)}")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
     model.train(config.gradient_checkpointing)  # without dropout the two modes compute the same
@@ -773,7 +764,7 @@ def load_policy(config: Config) -> Policy:
         plain = model(input_ids=ids).logits
         ours = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)    # [1, 4, V]
     if not torch.allclose(plain, ours, atol=1e-3):
-        raise UserError(f"--model {source}: this architecture changes its logits after the output layer; not supported")
+        raise UserError(f"--model {source}: logits that change after the output layer are not supported")
     pad = tokenizer.pad_token_id
     return Policy(model, tokenizer, stops, stops[0] if pad is None else pad)
 
@@ -822,7 +813,7 @@ class Rollouts:
     input_ids: Tensor       # [N, L+T]
     attention_mask: Tensor  # [N, L+T]
     response_mask: Tensor   # [N, T] true up to and including the stop token
-    logprobs: Tensor        # [N, T] of the sampled tokens, under the distribution they were sampled from; 0 off the mask
+    logprobs: Tensor        # [N, T] of the sampled tokens, under the distribution sampled from; 0 off the mask
     entropy: Tensor         # [N, T] of the policy at temperature 1 (Eq. 5), in nats; 0 off the mask
 
 
@@ -833,7 +824,8 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
 
     A prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache.
     """
-    device, count = model.device, len(prompts) * group_size
+    device, count, training = model.device, len(prompts) * group_size, model.training
+    model.eval()  # in training mode gradient checkpointing would drop the cache
     prompt_ids = left_pad(prompts, pad_token_id).to(device)                                        # [P, L]
     prompt_mask = left_pad([[1] * len(ids) for ids in prompts], 0).to(device)                      # [P, L]
     stops = torch.tensor(eos_token_ids, device=device)
@@ -855,7 +847,8 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
             logits = logits.float()                                                                # [n, V]
             sampled_from = (logits / temperature).log_softmax(-1)
             at_one = sampled_from if temperature == 1 else logits.log_softmax(-1)
-            token = logits.argmax(-1) if greedy else torch.multinomial(sampled_from.exp(), 1, generator=generator)[:, 0]
+            token = (logits.argmax(-1) if greedy else
+                     torch.multinomial(sampled_from.exp(), 1, generator=generator)[:, 0])                  # [n]
             tokens[rows, t] = torch.where(live, token, pad_token_id)
             response_mask[rows, t] = live
             logprobs[rows, t] = sampled_from.gather(1, token[:, None])[:, 0]
@@ -872,6 +865,7 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
             logits = model(input_ids=token[:, None], attention_mask=mask, past_key_values=cache, use_cache=True,
                            position_ids=position).logits[:, -1]
             position = position + 1
+    model.train(training)
     length = t + 1
     tokens, response_mask = tokens[:, :length], response_mask[:, :length]
     return Rollouts(torch.cat([prompt_ids.repeat_interleave(group_size, 0), tokens], 1),
@@ -888,12 +882,12 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head, temperature: float) ->
 
 
 def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0, with_entropy=True):
-    """log pi(y_t | y_<t, x) of the response tokens, and the entropy there (Eq. 5), both [N, T] and differentiable.
+    """log pi(y_t | y_<t, x) of the response tokens, and the entropy there, both [N, T] and differentiable.
 
     The responses are the last `response_length` columns; off the mask both results are 0. The distribution is
-    softmax(logits / temperature). Three things keep it small: rows go through the model beside others of their
-    length; only response tokens are projected onto the vocabulary; and that in chunks which the backward pass
-    computes again, so no [N, T, V] tensor ever exists.
+    softmax(logits / temperature), so the entropy is Eq. 5's at temperature 1 only. Three things keep it small: rows
+    go through the model beside others of their length; only response tokens are projected onto the vocabulary; and
+    that in chunks which the backward pass computes again, so no [N, T, V] tensor ever exists.
     """
     rows, width = input_ids.shape
     mask = attention_mask.bool()
@@ -910,7 +904,7 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
         while start < rows:
             longest = sorted_lengths[start]
             end = start + sum(1.4 * length > longest for length in sorted_lengths[start:])
-            bucket = order[start:end]                                                              # rows of like length
+            bucket = order[start:end]                                                              # [n], like lengths
             hidden = model.base_model(input_ids=ids[bucket, :longest], use_cache=False).last_hidden_state  # [n, l, d]
             chosen = is_response[bucket, 1:longest]                                                # [n, l-1]
             hidden, targets = hidden[:, :-1][chosen], ids[bucket, 1:longest][chosen]               # [m, d], [m]
@@ -919,7 +913,8 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
                 again = len(targets) > size and torch.is_grad_enabled()
                 found.append(checkpoint(token_logprobs, h, y, head, temperature, use_reentrant=False) if again else
                              token_logprobs(h, y, head, temperature))
-            where.append((bucket[:, None] * response_length + place[:response_length])[mask[bucket, width - response_length:]])
+            cells = bucket[:, None] * response_length + place[:response_length]                    # [n, T]
+            where.append(cells[mask[bucket, width - response_length:]])                            # [m]
             start = end
         flat = torch.zeros(rows * response_length, device=input_ids.device)
         logprobs, entropy = (flat.scatter(0, torch.cat(where), torch.cat(values)).view(rows, response_length)
@@ -934,7 +929,8 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
     """A(y) of each response from the rewards of its group: [N] -> [N], rows grouped by prompt.
 
     grpo: Eq. 3, (r - mean of the group) / std of the group, unbiased std + 1e-6 as in the authors' code.
-    rloo: r - mean of the *other* responses of the group. reinforce_pp: normalised over the whole batch.
+    rloo: r - mean of the *other* responses of the group. reinforce_pp: r normalised over all rewards given here (in
+    training, those of the prompts that are neither all right nor all wrong).
     """
     ### BEGIN SOLUTION
     if estimator == "reinforce_pp":
@@ -1029,7 +1025,8 @@ def token_losses(config: Config, logprobs, old_logprobs, advantages, selected, e
 
 def policy_loss(config: Config, logprobs, old_logprobs, advantages, mask, generator=None, *, entropy=None,
                 ref_logprobs=None) -> Tensor:
-    """The scalar that one optimizer step minimises: selection, then the mean of the token losses over the mask.
+    """The scalar that one optimizer step minimises: selection (Eq. 11, 13), then the token losses (Eq. 4, 12, 14) as
+    their mean over the mask, whatever response they are of.
 
     The arguments hold the whole mini-batch, [N, T] and advantages [N], whatever the micro-batch size.
     """
@@ -1074,13 +1071,15 @@ def evaluate(config: Config, policy: Policy, problems: list[dict]) -> tuple[dict
     generator = seeded(policy.model.device, config.seed, "evaluation")
     for start in range(0, len(problems), size):
         batch = problems[start:start + size]
-        _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature, generator=generator)
+        _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature,
+                                    generator=generator)
         right += rewards.view(-1, k).sum(1).tolist()
         greedy += collect(config, policy, batch, 1, greedy=True)[1].tolist()
         samples += [dict(problem=p["problem"], response=text, extracted=extract_answer(text), answer=p["answer"],
                          reward=reward) for p, text, reward in zip(batch, texts[::k], rewards[::k].tolist())]
     average = torch.tensor(right, dtype=torch.float64) / k
-    return dict(eval_avg=average.mean().item(), eval_avg_se=average.std(correction=min(1, len(right) - 1)).item() / len(right) ** 0.5,
+    error = average.std(correction=min(1, len(right) - 1)).item() / len(right) ** 0.5
+    return dict(eval_avg=average.mean().item(), eval_avg_se=error,
                 eval_pass=sum(pass_at_k(k, int(c), k) for c in right) / len(right),
                 eval_greedy=sum(greedy) / len(greedy), eval_k=k), samples[:8]
 
@@ -1092,11 +1091,10 @@ UPDATE_KEYS = ("updates", "skipped_updates", "loss", "grad_norm", "clip_fraction
 
 
 def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) -> dict[str, Tensor]:
-    """What a mini-batch looked like to the selection; arguments as of token_losses, values scalars or [4].
+    """What a mini-batch looked like to the selection; arguments as of select_tokens, values scalars or [4].
 
     The share of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1); and
-    per quadrant the share of the tokens, their part of the mean Cov, and the number selected. The quadrants: advantage
-    above the mean with log-probability above the mean, or below; advantage below, with log-probability above, or below.
+    of each quadrant (QUADRANTS) the share of the tokens, their part of the mean Cov, and the number selected.
     """
     gain, log_ratio = advantages[:, None].expand_as(logprobs)[mask], (logprobs - old_logprobs)[mask]  # [M]
     ratio, covariance = log_ratio.exp(), token_covariance(logprobs, advantages, mask)[mask]        # [M]
@@ -1129,7 +1127,7 @@ def mini_batches(config: Config, rollouts: Rollouts, rewards: Tensor, step: int)
     return [batch[lengths[batch].argsort(stable=True)] for batch in batches], advantages.to(device)
 
 
-def update(config: Config, policy: Policy, reference, optimizer, rollouts: Rollouts, rewards: Tensor, step: int) -> dict:
+def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewards: Tensor, step: int) -> dict:
     """The optimizer steps of one rollout step (Sec. 4.3), one a mini-batch, and what they looked like.
 
     policy_loss sees the log-probabilities of the whole mini-batch, as leaves of the graph. Their gradients are then
@@ -1163,7 +1161,8 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts: Rollo
         loss = policy_loss(*arguments, seeded(*key), entropy=entropy, ref_logprobs=ref_logprobs)
         loss.backward()
         for part, index in zip(parts, torch.arange(len(batch), device=model.device).split(len(parts[0]))):
-            pairs = [(x, leaf.grad[index]) for x, leaf in zip(graph or forward(model, part), leaves) if leaf is not None]
+            outputs = graph or forward(model, part)
+            pairs = [(x, leaf.grad[index]) for x, leaf in zip(outputs, leaves) if leaf is not None]
             torch.autograd.backward(*zip(*pairs))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(loss + norm):  # anything else must not reach the weights
@@ -1189,12 +1188,12 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts: Rollo
 
 
 def mean_entropy(config: Config, policy: Policy, rollouts: Rollouts) -> float:
-    """Eq. 5 on given responses: the mean over tokens, then over responses, in nats. With gradients on, they add up."""
-    total = 0.0
-    for part in torch.arange(len(rollouts.input_ids), device=policy.model.device).split(config.micro_batch or 10 ** 9):
+    """Eq. 5 on given responses, in nats: the mean over tokens, then over responses. Gradients add up where on."""
+    total, ids = 0.0, rollouts.input_ids
+    for part in torch.arange(len(ids), device=ids.device).split(config.micro_batch or len(ids)):
         mask = rollouts.response_mask[part]
-        _, entropy = response_logprobs(policy.model, rollouts.input_ids[part], rollouts.attention_mask[part], mask.shape[1])
-        share = (entropy.sum(1) / mask.sum(1)).sum() / len(rollouts.input_ids)
+        _, entropy = response_logprobs(policy.model, ids[part], rollouts.attention_mask[part], mask.shape[1])
+        share = (entropy.sum(1) / mask.sum(1)).sum() / len(ids)
         if torch.is_grad_enabled():
             share.backward()
         total += share.item()
@@ -1208,15 +1207,16 @@ def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: T
     advantage and length-normalised log-probability inside each group, also by how many of the group are right."""
     parameters = list(policy.model.parameters())
     before = mean_entropy(config, policy, rollouts)
-    slope = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    slope = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     start = [p.detach().clone() for p in parameters]
     policy.model.zero_grad()
     yield
     with torch.no_grad():
         row["probe_entropy_change"] = mean_entropy(config, policy, rollouts) - before
-        row["probe_first_order"] = sum((g * (p - s)).double().sum().item() for g, p, s in zip(slope, parameters, start))
+        row["probe_first_order"] = sum((g * (p - s)).sum(dtype=None if g.is_mps else torch.float64).item()
+                                       for g, p, s in zip(slope, parameters, start))
     mask = rollouts.response_mask
-    logprob = ((rollouts.logprobs * mask).sum(1) / mask.sum(1)).cpu().view(-1, config.group_size)  # [P, G]
+    logprob = (rollouts.logprobs.sum(1) / mask.sum(1)).cpu().view(-1, config.group_size)  # [P, G]
     gain = group_advantages(rewards, config.group_size, config.advantage).view(-1, config.group_size)
     covariance = ((logprob - logprob.mean(1, keepdim=True)) * (gain - gain.mean(1, keepdim=True))).mean(1)
     right = rewards.view(-1, config.group_size).sum(1).long()
@@ -1226,16 +1226,15 @@ def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: T
 
 
 # What does not shape a run's rows, so that --resume may change it.
-NOT_OF_THE_RUN = ("steps", "out", "resume", "compare", "seeds", "report", "check_theory", "eval_only", "checkpoint_every")
+NOT_OF_THE_RUN = "steps out resume compare seeds report check_theory eval_only checkpoint_every".split()
 
 
 def open_run(config: Config) -> dict | None:
     """Make the run folder, or under --resume read it: the checkpoint, which is the truth, or None to start."""
-    run = Path(config.out)
+    run, state = Path(config.out), None
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
     if run.exists() and not run.is_dir():
         raise UserError(f"--out {run}: is a file; name a folder")
-    state = None
     if (run / "config.json").exists() and "method" not in read_config(run):
         raise UserError(f"--out {run}: holds a config.json that is not a run's; choose another folder")
     read_log(run, "samples.jsonl")
@@ -1243,21 +1242,20 @@ def open_run(config: Config) -> dict | None:
         if not config.resume:
             raise UserError(f"{run} holds a run already: add --resume to go on with it, or choose another --out")
         kept = read_config(run)
-        changed = [f"--{k.replace('_', '-')} (was {kept.get(k)}, now {v})" for k, v in settings.items() if kept.get(k) != v]
+        changed = [f"--{k.replace('_', '-')} (was {kept.get(k)}, now {v})"
+                   for k, v in settings.items() if kept.get(k) != v]
         if changed:
             raise UserError(f"--resume {run}: these settings would change its result: {', '.join(changed)}")
         if (run / "checkpoint.pt").exists():
-            try:
+            with explain(f"{run}/checkpoint.pt is damaged", ": start again in another --out"):
                 state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
                 if not json.loads(state["rows"]) or not state["model"] or not state["optimizer"]:
                     raise ValueError("it is not whole")
-            except Exception as error:  # a torn zip, a foreign file, a pickle that weights_only refuses
-                raise UserError(f"{run}/checkpoint.pt is damaged ({first_line(error)}): start again in another --out")
-    steps = dict(steps=config.steps, torch=torch.__version__)
-    write(run / "config.json", json.dumps(settings | steps, indent=1) + "\n")
+    settings |= dict(steps=config.steps, torch=torch.__version__)
+    write(run / "config.json", json.dumps(settings, indent=1) + "\n")
     rows = json.loads(state["rows"]) if state else []
     if rows and config.eval_every and len(rows) <= config.steps and rows[-1]["step"] % config.eval_every:
-        rows[-1] = {key: v for key, v in rows[-1].items() if not key.startswith("eval_")}  # was due at the old end only
+        rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval_")}  # was due at the old end only
         state["rows"] = json.dumps(rows)
     for name in ("metrics.jsonl", "samples.jsonl"):  # what the log has beyond the checkpoint will be done again
         old = rows if name == "metrics.jsonl" else [r for r in read_log(run, name) if r["step"] < len(rows) and
@@ -1269,39 +1267,30 @@ def open_run(config: Config) -> dict | None:
 def write(path: Path, data):
     """Write a text, or what torch.save takes, so that the file is whole or the old one: to a draft, then renamed."""
     draft = path.with_name(path.name + ".tmp")
-    try:
+    with explain(f"{path} cannot be written", "; what was there before is untouched"), contextlib.ExitStack() as tidy:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tidy.callback(draft.unlink, missing_ok=True)
         with open(draft, "wb") as file:
             file.write(data.encode()) if isinstance(data, str) else torch.save(data, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise UserError(f"{path} cannot be written ({first_line(error)}); what was there before is untouched")
 
 
 def append(path: Path, rows: list[dict]):
     """Add lines to a log, at once and for good."""
-    try:
-        with open(path, "a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({first_line(error)}); the last checkpoint is whole: --resume")
+    with explain(f"{path} cannot be written", "; the last checkpoint is whole: --resume"), open(path, "a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_log(run, name="metrics.jsonl") -> list[dict]:
     """The rows of a log; a torn last line, of a run that was killed, is left out."""
-    try:
+    with explain(f"{run}/{name} is damaged"):
         rows, lines = [], Path(run, name).read_text("utf-8").splitlines(True) if Path(run, name).exists() else []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run}/{name} is damaged ({first_line(error)})")
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line) | {})
-            if not all(isinstance(rows[-1].get(k, 0), (int, float, type(None))) for k in ("step", "entropy", "eval_avg")):
+            if any(isinstance(rows[-1].get(k), (str, list, dict)) for k in ("step", "entropy", "eval_avg")):
                 raise ValueError
         except (ValueError, TypeError):
             if number < len(lines) or line.endswith("\n"):
@@ -1311,22 +1300,16 @@ def read_log(run, name="metrics.jsonl") -> list[dict]:
 
 def read_config(run) -> dict:
     """The settings of a run folder."""
-    try:
+    with explain(f"{run}: no readable config.json in it", "; is it a run folder?"):
         return json.loads(Path(run, "config.json").read_text()) | {}
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{run}: no readable config.json in it; is it a run folder?")
 
 
 @contextlib.contextmanager
 def interrupts():
     """A list that the first Ctrl-C fills, so that a step can be finished; the second raises KeyboardInterrupt."""
     caught = []
-
-    def handler(number, frame):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-    before = signal.signal(signal.SIGINT, handler)
+    before = signal.signal(signal.SIGINT, lambda *signal_and_frame: signal.default_int_handler(*signal_and_frame)
+                           if caught else caught.append(True))
     try:
         yield caught
     finally:
@@ -1336,9 +1319,9 @@ def interrupts():
 def train(config: Config) -> list[dict]:
     """Train --model on --data by --method and return the rows of metrics.jsonl, one a rollout step.
 
-    Row 0 is the policy before any update. Row s > 0 tells the rollout of step s, sampled before its update, the update,
-    and, on evaluation steps, the policy after it. Everything random is a function of (seed, step) and the checkpoint
-    holds the rest, so a run that is killed and resumed writes the rows of an unbroken one.
+    Row 0 is the policy before any update. Row s > 0 tells the rollout of step s, sampled before its update, the
+    update, and, on evaluation steps, the policy after it. Everything random is a function of (seed, step) and the
+    checkpoint holds the rest, so a run that is killed and resumed writes the rows of an unbroken one.
     """
     state = open_run(config)
     with cpu_threads(config.threads), interrupts() as interrupted:
@@ -1353,38 +1336,38 @@ def train(config: Config) -> list[dict]:
                 reference.load_state_dict(state["reference"])
         if config.method == "kl_cov" and config.updates == 1:
             print("note: with --updates 1 KL-Cov cannot act: at ratio 1 its penalty has no gradient")
-        with progress(range(len(rows), config.steps + 1), "training") as bar:
+        with tqdm(range(len(rows), config.steps + 1), "training", disable=None, dynamic_ncols=True) as bar:
             for step in bar:
                 row = rollout_step(config, policy, reference, optimizer, problems, step)
                 if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
                     result, samples = evaluate(config, policy, held_out)
                     row |= result
                     append(run / "samples.jsonl", [dict(step=step) | sample for sample in samples])
-                row = finite(row)
+                row = json.loads(json.dumps(row), parse_constant=lambda name: None)  # JSON has no NaN and no infinity
                 rows.append(row)
                 append(run / "metrics.jsonl", [row])
                 bar.set_postfix_str(f"entropy {row['entropy']:.3f} reward {row['reward']:.3f}")
                 if "eval_avg" in row and not sys.stderr.isatty():
-                    print(f"step {step}: entropy {row['entropy']:.3f}, reward {row['reward']:.3f}, avg@{row['eval_k']} "
-                          f"{row['eval_avg']:.3f}, length {row['response_length']:.1f}", flush=True)
+                    print(f"step {step}: entropy {row['entropy']:.3f}, reward {row['reward']:.3f}, "
+                          f"avg@{row['eval_k']} {row['eval_avg']:.3f}, length {row['response_length']:.1f}",
+                          flush=True)
                 if row.get("skipped_updates") and not any(r.get("skipped_updates") for r in rows[:-1]):
                     print(f"step {step}: a loss or gradient was not finite; the update was skipped")
                 hopeless = len(rows) > 3 and all(r["skipped_updates"] == r["updates"] > 0 for r in rows[-3:])
                 last = step == config.steps or interrupted or hopeless
                 if step % config.checkpoint_every == 0 or last:
-                    state = dict(model=policy.model.state_dict(), optimizer=optimizer.state_dict(), rows=json.dumps(rows))
-                    write(run / "checkpoint.pt", state | (dict(reference=reference.state_dict()) if reference else {}))
+                    parts = dict(model=policy.model, optimizer=optimizer, reference=reference)
+                    state = {name: part.state_dict() for name, part in parts.items() if part}
+                    write(run / "checkpoint.pt", state | dict(rows=json.dumps(rows)))
                 if hopeless:
-                    raise UserError(f"stopped at step {step}: no finite update in three steps; {run} holds the last good "
-                                    "weights; try a lower --lr")
+                    raise UserError(f"stopped at step {step}: no finite update in three steps; {run} holds the last "
+                                    "good weights; try a lower --lr")
                 if interrupted and step < config.steps:
                     print(f"stopped after step {step}; to go on, repeat the command with --resume")
                     raise KeyboardInterrupt
-        try:
+        with explain(f"{run}/policy cannot be written", "; the checkpoint is whole: --resume"):
             policy.model.save_pretrained(run / "policy")
             policy.tokenizer.save_pretrained(run / "policy")
-        except Exception as error:  # a full disk has several names here
-            raise UserError(f"{run}/policy cannot be written ({first_line(error)}); the checkpoint is whole: --resume")
         return rows
 
 
@@ -1394,19 +1377,20 @@ def prepare(config: Config, train: bool):
     texts = {repr(p["problem"]) for p in held_out}
     problems = [p for p in problems if repr(p["problem"]) not in texts]
     if train and len(problems) < config.prompts:
-        raise UserError(f"--data {config.data}: {len(problems)} training problems are fewer than --prompts {config.prompts}")
+        raise UserError(f"--data {config.data}: {len(problems)} training problems, but --prompts {config.prompts}")
     policy = load_policy(config)
     for source, found in ((config.data, problems), (config.eval_data or config.data, held_out)):
         for p in found:
-            p["ids"] = policy.encode(p["problem"], config.prompt_template, source.startswith("arithmetic"))
+            p["ids"] = policy.encode(p["problem"], config.prompt_template, source in ARITHMETIC)
     return policy, held_out, problems
 
 
 def rollout_step(config: Config, policy: Policy, reference, optimizer, problems: list[dict], step: int) -> dict:
-    """Sample, reward, update: one row of metrics.jsonl. Step 0 only looks."""
+    """Sample, reward, update (Sec. 4.3): one row of metrics.jsonl; its seconds are without evaluation. Step 0 only
+    looks, at the problems of step 1."""
     begun, device, size = time.perf_counter(), policy.model.device, config.prompts
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     epoch, place = divmod(max(step - 1, 0), len(problems) // size)
     order = torch.randperm(len(problems), generator=seeded("cpu", config.seed, epoch, "data")).tolist()
     batch = [problems[i] for i in order[place * size:(place + 1) * size]]
@@ -1418,14 +1402,15 @@ def rollout_step(config: Config, policy: Policy, reference, optimizer, problems:
     stopped = torch.isin(last, torch.tensor(policy.eos_token_ids, device=device))
     row = dict(step=step, reward=rewards.mean().item(), entropy=(rollouts.entropy.sum(1) / lengths).mean().item(),
                response_length=lengths.float().mean().item(), truncated=1 - stopped.float().mean().item(),
-               tokens=int(lengths.sum()), zero_std_groups=int((rewards.view(-1, config.group_size).std(1) == 0).sum()),
-               **dict.fromkeys(UPDATE_KEYS))
+               zero_std_groups=int((rewards.view(-1, config.group_size).std(1) == 0).sum()),
+               tokens=int(lengths.sum()), **dict.fromkeys(UPDATE_KEYS))
     if step:
         probe = entropy_probe(config, policy, rollouts, rewards, row) if config.probe else contextlib.nullcontext()
         with probe:
             row |= update(config, policy, reference, optimizer, rollouts, rewards, step)
     seconds = time.perf_counter() - begun
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak  # bytes
     return row | dict(seconds=seconds, sampling_seconds=sampled - begun, update_seconds=begun + seconds - sampled,
                       tokens_per_second=row["tokens"] / seconds, peak_memory_mb=memory / 2 ** 20)
 
@@ -1470,7 +1455,7 @@ def fit_entropy_law(entropy, accuracy) -> EntropyLaw:
 
 
 def tabular_step(logits: Tensor, rewards: Tensor, lr: float, rule: str) -> Tensor:
-    """The logits' change in one exact policy-gradient step: eta pi A ("pg") or eta A ("npg"); [..., V] -> [..., V]."""
+    """The logits' change in one exact policy-gradient step (App. E): eta pi A ("pg") or eta A ("npg"), [..., V]."""
     policy = logits.softmax(-1)
     advantage = rewards - (policy * rewards).sum(-1, keepdim=True)
     return lr * (policy * advantage if rule == "pg" else advantage)
@@ -1495,33 +1480,29 @@ def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str
 
 
 def check_theory(out: str):
-    """Theorems 1 and 2 along a run of exact updates: a table, and a picture. First order, so the error goes as eta^2."""
+    """Theorems 1 and 2 along a run of exact updates: a table and a picture. First order: the error goes as eta^2."""
     curves = {}
-    for rule, lr, steps, name in (("pg", 0.2, 2000, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
-                                  ("npg", 0.02, 2000, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)")):
+    for rule, lr, name in (("pg", 0.2, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
+                           ("npg", 0.02, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)")):
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(16, 10, generator=generator, dtype=torch.float64)                     # [states, V]
         rewards = torch.rand(16, 10, generator=generator, dtype=torch.float64)
         print(f"\n{name}; 16 states, 10 actions, eta {lr}\n   step   entropy   measured dH  predicted dH  "
               "error(eta) / error(eta/2)")
-        points, ratios = [], []
-        for step in range(steps):
-            actual, predicted = tabular_entropy_change(logits, rewards, lr, rule)
-            half_actual, half_predicted = tabular_entropy_change(logits, rewards, lr / 2, rule)
-            ratio = ((actual - predicted).norm() / (half_actual - half_predicted).norm()).item()
-            entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
-            points.append((entropy, actual.mean().item(), predicted.mean().item()))
-            ratios.append(ratio)
-            if step in (0, 1, 10, 50, 100, 200, 500, 1000, steps - 1):
-                print(f"{step:7d} {entropy:9.4f} {points[-1][1]:13.3e} {points[-1][2]:13.3e} {ratio:12.3f}")
+        points = []
+        for step in range(2000):
+            (actual, predicted), half = (tabular_entropy_change(logits, rewards, eta, rule) for eta in (lr, lr / 2))
+            ratio = ((actual - predicted).norm() / (half[0] - half[1]).norm()).item()
+            points.append((actual.mean().item(), predicted.mean().item(), ratio))
+            if step in (0, 1, 10, 50, 100, 200, 500, 1000, 1999):
+                entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
+                print(f"{step:7d} {entropy:9.4f} {points[-1][0]:13.3e} {points[-1][1]:13.3e} {ratio:12.3f}")
             logits = logits + tabular_step(logits, rewards, lr, rule)
-        curves[name] = points
-        print(f"halving eta divides the error by {sum(ratios) / len(ratios):.3f} on average over the run (4: second order)")
-    plt = pyplot()
-    if plt:
+        actual, predicted, ratios = curves[name] = [*zip(*points)]
+        print(f"halving eta divides the error by {sum(ratios) / len(ratios):.3f} on average (4: second order)")
+    if plt := pyplot():
         figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-        for axis, (name, points) in zip(axes, curves.items()):
-            _, actual, predicted = zip(*points)
+        for axis, (name, (actual, predicted, _)) in zip(axes, curves.items()):
             axis.plot(actual, color=COLORS["grpo"], label="measured")
             axis.plot(predicted, "--", color=COLORS["kl_cov"], label="predicted")
             axis.set(title=name, xlabel="update", ylabel="change of entropy (nats)", xscale="symlog")
@@ -1538,7 +1519,7 @@ QUADRANTS = ("A+ p+", "A+ p-", "A- p+", "A- p-")  # advantage A, probability p; 
 
 
 def law_points(rows: list[dict]) -> tuple[list[float], list[float]]:
-    """Entropy and accuracy of the evaluated steps."""
+    """H and R of Eq. 6 at the evaluated steps: H of the step's rollout, R of the policy after its update."""
     points = [(r["entropy"], r["eval_avg"]) for r in rows
               if all(isinstance(r.get(k), (int, float)) and math.isfinite(r[k]) for k in ("entropy", "eval_avg"))]
     return [h for h, _ in points], [r for _, r in points]
@@ -1566,12 +1547,14 @@ def report(run) -> None:
         print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
     updates = [r for r in rows if r.get("cov_mean") is not None]
     for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
-        means = [sum(r[k] for r in part) / len(part) for k in (*(f"cov_top_{p}" for p in COV_TOP), "cov_mean")] if part else []
-        print(f"  Cov (Table 1), {name}: " + ", ".join(f"top {p} % {m:.3f}" for p, m in zip((*COV_TOP, 100), means)))
+        means = {p: sum(r[f"cov_top_{p}"] for r in part) / len(part) for p in COV_TOP if part}
+        means |= {100: sum(r["cov_mean"] for r in part) / len(part)} if part else {}
+        print(f"  Cov (Table 1), {name}: " + ", ".join(f"top {p} % {m:.3f}" for p, m in means.items()))
     if updates:
         shares = [[sum(r[k][i] for r in updates) for i in range(4)] for k in
                   ("quadrant_tokens", "quadrant_cov", "quadrant_selected")]
-        print("  quadrants (A: advantage, p: probability; + above the mean)   " + "  ".join(f"{q:>7}" for q in QUADRANTS))
+        print(f"  {'quadrants (A: advantage, p: probability; + above the mean)':62}" +
+              "  ".join(f"{q:>7}" for q in QUADRANTS))
         for name, values in zip(("share of the tokens", "part of the mean Cov", "share of the selected"), shares):
             total = len(updates) if name[0] == "p" else sum(values) or 1
             print(f"    {name:60s}" + "  ".join(f"{v / total:7.3f}" for v in values))
@@ -1590,8 +1573,9 @@ def report(run) -> None:
 
 
 def report_law(config, entropy, accuracy, law):
-    print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; R2 {law.r2:.3f}, "
-          f"RMSE {law.rmse:.4f} on {len(entropy)} points")
+    """What `report` says of the law (Eq. 6), its prediction (Fig. 5) and the shares of Fig. 2."""
+    print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; "
+          f"R2 {law.r2:.3f}, RMSE {law.rmse:.4f} on {len(entropy)} points")
     if config.get("method") not in ("grpo", "pg"):
         print("    the method intervenes on entropy: the paper claims the law for runs without intervention only")
     if not law.r2 >= 0.9:
@@ -1603,8 +1587,8 @@ def report_law(config, entropy, accuracy, law):
         if first < len(entropy) and max(entropy[:first]) > min(entropy[:first]):
             early = fit_entropy_law(entropy[:first], accuracy[:first])
             errors = early.predict(entropy[first:]) - torch.tensor(accuracy[first:], dtype=torch.float64)
-            print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE {errors.square().mean().sqrt():.4f} "
-                  f"over the other {len(errors)}, {errors[-1]:+.4f} at the last")
+            print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE "
+                  f"{errors.square().mean().sqrt():.4f} over the other {len(errors)}, {errors[-1]:+.4f} at the last")
     for name, share in (("1/12", 1 / 12), ("1/3", 1 / 3)):
         at = round(share * (len(entropy) - 1))
         spent, gained = ((v[at] - v[0]) / (v[-1] - v[0]) if v[-1] != v[0] else math.nan for v in (entropy, accuracy))
@@ -1626,45 +1610,43 @@ def pyplot():
 
 def save_figure(plt, figure, path: Path):
     """Write a PNG small enough for a page, and say where."""
-    try:
+    with explain(f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=90, pil_kwargs=dict(optimize=True))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({first_line(error)})")
     plt.close(figure)
     print(f"picture: {path}")
 
 
 def smooth(values, window: int = 9) -> Tensor:
     """The running mean over up to `window` points, for curves with a point a step: [n] -> [n]."""
-    ends = torch.arange(1, len(values) + 1)
-    total = torch.cat([torch.zeros(1, dtype=torch.float64), torch.tensor(values, dtype=torch.float64).cumsum(0)])
-    high, low = (ends + window // 2).clamp(max=len(values)), (ends - 1 - window // 2).clamp(min=0)
-    return (total[high] - total[low]) / (high - low)
+    values, reach = torch.tensor(values, dtype=torch.float64), window // 2
+    return torch.tensor([values[max(0, i - reach):i + reach + 1].mean().item() for i in range(len(values))])
 
 
 def draw(runs: list, path: Path):
-    """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range; for
-    one run also its covariance beside the change of entropy, the quantiles of Table 1, and the quadrants."""
-    plt = pyplot()
-    if not plt:
+    """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
+    for one run also its covariance beside the change of entropy, the quantiles of Table 1, and the quadrants."""
+    if not (plt := pyplot()):
         return
     groups, seen, single = {}, Counter(), len(runs) == 1
     for run in runs:
         label = re.sub(r"-seed\d+$", "", Path(run).resolve().name)
         groups.setdefault((label, read_config(run).get("method")), []).append(read_log(run))
     figure, axes = plt.subplots(2, 4 if single else 2, figsize=(14 if single else 9, 6.4), layout="constrained")
-    entropy_axis, accuracy_axis, length_axis, law_axis = axes.flat[:4]
+    law_axis, curves = axes.flat[3], (("entropy", 9, "Policy entropy (Eq. 5)", "nats per token"),
+                                      ("eval_avg", 1, "Held-out accuracy", "avg@k"),
+                                      ("response_length", 9, "Response length", "tokens"))
     for (label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
-        for axis, key, window in ((entropy_axis, "entropy", 9), (accuracy_axis, "eval_avg", 1), (length_axis, "response_length", 9)):
+        for axis, (key, window, title, unit) in zip(axes.flat, curves):
+            axis.set(title=title, xlabel="rollout step", ylabel=unit)
             series = [{r["step"]: r[key] for r in log if r.get(key) is not None} for log in logs]
             steps = sorted(set.intersection(*map(set, series)))
             values = torch.stack([smooth([s[step] for step in steps], window) for s in series])    # [seeds, steps]
             axis.plot(steps, values.mean(0), label=label, linewidth=1.4, **style)
             if len(logs) > 1:
-                axis.fill_between(steps, values.amin(0), values.amax(0), color=style["color"], alpha=0.15, linewidth=0)
+                axis.fill_between(steps, values.amin(0), values.amax(0), color=style["color"], alpha=0.15, lw=0)
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
         law_axis.scatter(entropy, accuracy, s=9, color=style["color"], alpha=0.6, linewidth=0)
         with contextlib.suppress(UserError):  # too few points for a law
@@ -1674,11 +1656,8 @@ def draw(runs: list, path: Path):
             if single and first < len(entropy):
                 early = fit_entropy_law(entropy[:first], accuracy[:first])
                 law_axis.plot(grid, early.predict(grid), ":", color="#777777", label="fit on the first third")
-    entropy_axis.set(title="Policy entropy (Eq. 5)", xlabel="rollout step", ylabel="nats per token")
-    accuracy_axis.set(title="Held-out accuracy", xlabel="rollout step", ylabel="avg@k")
-    length_axis.set(title="Response length", xlabel="rollout step", ylabel="tokens")
     law_axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
-    for axis in (law_axis,) if single else (entropy_axis, law_axis):
+    for axis in (law_axis,) if single else (axes.flat[0], law_axis):
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
     if single:
@@ -1702,11 +1681,14 @@ def draw_covariance(axes, rows: list[dict]):
     twin.plot(steps[:len(falls)], smooth(falls), color=hues[2], linewidth=1.2)
     twin.set_ylabel("-dH a step (nats), blue", color=hues[2])
     twin.grid(False)
-    panel(axes[0], {"mean Cov": [r["cov_mean"] for r in rows]}, "Covariance and the fall of entropy", "mean Cov (Eq. 10), black")
-    panel(axes[1], {f"top {p} %": [r[f"cov_top_{p}"] for r in rows] for p in COV_TOP}, "Largest covariances (Table 1)",
-          "mean Cov of the top", yscale="log")
-    for axis, key, title in ((axes[2], "quadrant_cov", "Part of the mean Cov"), (axes[3], "quadrant_selected", "Tokens selected a step")):
-        panel(axis, {name: [r[key][i] for r in rows] for i, name in enumerate(QUADRANTS)}, f"{title}, by quadrant", title.lower())
+    panel(axes[0], {"mean Cov": [r["cov_mean"] for r in rows]}, "Covariance and the fall of entropy",
+          "mean Cov (Eq. 10), black")
+    panel(axes[1], {f"top {p} %": [r[f"cov_top_{p}"] for r in rows] for p in COV_TOP},
+          "Largest covariances (Table 1)", "mean Cov of the top", yscale="log")
+    for axis, key, title in zip(axes[2:], ("quadrant_cov", "quadrant_selected"),
+                                ("Part of the mean Cov", "Tokens selected a step")):
+        series = {name: [r[key][i] for r in rows] for i, name in enumerate(QUADRANTS)}
+        panel(axis, series, f"{title}, by quadrant", title.lower())
 
 
 def final(rows: list[dict]) -> dict:
@@ -1732,12 +1714,12 @@ def compare(given: dict):
           f"({'mean over seeds ' + ', '.join(seeds) if len(seeds) > 1 else 'se over problems'})")
     for method, logs in done.items():
         ends, n = [final(rows) for rows in logs], len(logs)
-        mean = {k: sum(e.get(k) or 0 for e in ends) / n for k in ("entropy", "eval_avg", "eval_avg_se", "eval_pass", "eval_greedy",
-                                                                "response_length")}
-        error = torch.tensor([e.get("eval_avg", 0.0) for e in ends]).std().item() / n ** 0.5 if n > 1 else mean["eval_avg_se"]
-        print(f"{method:14s} {sum(rows[0]['entropy'] for rows in logs) / n:12.3f} {mean['entropy']:6.3f} {mean['eval_avg']:9.3f} "
-              f"{error:6.3f} {mean['eval_pass']:9.3f} {mean['eval_greedy']:7.3f} {mean['response_length']:7.1f} "
-              f"{sum(r['seconds'] for rows in logs for r in rows) / n:8.0f}")
+        spread = torch.tensor([e.get("eval_avg", 0.0) for e in ends]).std().item() / n ** 0.5 if n > 1 else None
+        ends = [end | dict(start=rows[0]["entropy"], time=sum(r["seconds"] for r in rows),
+                           se=end.get("eval_avg_se") if spread is None else spread) for end, rows in zip(ends, logs)]
+        print(f"{method:14s} " + " ".join(f"{sum(e.get(key) or 0 for e in ends) / n:{form}}" for key, form in dict(
+            start="12.3f", entropy="6.3f", eval_avg="9.3f", se="6.3f", eval_pass="9.3f", eval_greedy="7.3f",
+            response_length="7.1f", time="8.0f").items()))
     draw([config.out for config in runs], Path(out, "comparison.png"))
 
 
@@ -1752,8 +1734,8 @@ def summary(config: Config, rows: list[dict]):
         if first.get(key) is not None and last.get(key) is not None:
             print(f"{name:18s}{first[key]:10.3f}{last[key]:10.3f}")
     if last["entropy"] > 1.2 * first["entropy"]:
-        print("entropy rose above its start, an explosion: select fewer tokens (--kl-cov-fraction, --clip-cov-ratio), lower "
-              "--entropy-coef, or take fewer --updates")
+        print("entropy rose above its start, an explosion: select fewer tokens (--kl-cov-fraction, "
+              "--clip-cov-ratio), lower --entropy-coef, or take fewer --updates")
     rewards = [r["reward"] for r in rows]
     if sum(rewards[-10:]) / len(rewards[-10:]) < 0.5 * max(rewards):
         print("the reward fell to less than half of its best: lower --lr")
@@ -1777,13 +1759,9 @@ def parse(arguments: list[str] | None) -> dict:
         meta, flag = f.metadata, "--" + f.name.replace("_", "-")
         default = f"{meta['tiny']} tiny, {meta['real']} real" if meta["tiny"] is not None else f.default
         text = meta["help"].replace("%", "%%") + (f" [{default}]" if default not in ("", None, False) else "")
-        if f.type == "bool":
-            parser.add_argument(flag, action="store_true", help=text)
-        elif f.type == "list":
-            parser.add_argument(flag, nargs="+", metavar="RUN", help=text)
-        else:
-            kind = dict(int=int, float=float, str=str)[f.type]
-            parser.add_argument(flag, type=kind, help=text, metavar="|".join(meta["choices"] or ()) or kind.__name__.upper())
+        kind, name = dict(int=int, float=float).get(f.type, str), "|".join(meta["choices"] or ()) or f.type.upper()
+        options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN"))
+        parser.add_argument(flag, help=text, **options.get(f.type, dict(type=kind, metavar=name)))
     return vars(parser.parse_args(arguments))
 
 
@@ -1799,8 +1777,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif config.report:
             for run in config.report:
                 report(run)
-            single = Path(config.report[0])
-            draw(config.report, single / "report.png" if len(config.report) == 1 else single.parent / "comparison.png")
+            first, alone = Path(config.report[0]), len(config.report) == 1
+            draw(config.report, first / "report.png" if alone else first.parent / "comparison.png")
         elif config.compare:
             compare(given)
         elif config.eval_only:
@@ -1815,7 +1793,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         message = str(error)
     except torch.OutOfMemoryError:
-        message = "out of GPU memory: lower --micro-batch if it was in an update, --prompts or --max-new-tokens if in sampling"
+        message = "out of GPU memory: lower --micro-batch (updates), or --prompts or --max-new-tokens (sampling)"
     except KeyboardInterrupt:
         return 130
     print(f"entropy_rl.py: {first_line(message)}", file=sys.stderr)

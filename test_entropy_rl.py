@@ -571,6 +571,26 @@ def test_update_first_is_policy_gradient(run, size):
     assert all(map(torch.equal, *(end.values() for end in ends)))
 
 
+def test_update_gradient_checkpointing(run):
+    """--gradient-checkpointing changes memory and time, neither rows nor weights (sampling keeps its cache)."""
+    (rows, end), (same_rows, same_end) = run(method="kl_cov"), run(method="kl_cov", gradient_checkpointing=True)
+    assert [(r["entropy"], r["loss"], r["tokens"]) for r in rows] == [(r["entropy"], r["loss"], r["tokens"]) for r in same_rows]
+    for name, value in end.items():
+        close(value, same_end[name], rtol=0, atol=1e-6)
+
+
+def test_entropy_probe(run):
+    """The first-order prediction <grad H, d theta> matches the measured change for a small step; the micro-batch size
+    changes neither; and the probe does not change the training."""
+    settings = dict(method="pg", updates=1, lr=1e-5)
+    (rows, end), (plain_rows, plain_end) = run(**settings, probe=True), run(**settings)
+    for row, small in zip(rows[1:], run(**settings, probe=True, micro_batch=4)[0][1:]):
+        assert row["probe_first_order"] == pytest.approx(row["probe_entropy_change"], rel=0.05)
+        assert row["probe_first_order"] == pytest.approx(small["probe_first_order"], rel=1e-2)
+        assert row["probe_covariance_by_right"][0] in (None, 0) and row["probe_covariance"] is not None
+    assert all(map(torch.equal, end.values(), plain_end.values()))
+
+
 def test_update_nothing_to_learn(run, folder, monkeypatch):
     """A rollout whose groups are all equal moves nothing."""
     monkeypatch.setattr(er, "math_reward", lambda text, gold: 1.0)
@@ -1743,9 +1763,9 @@ def test_math_reward_is_safe_and_fast():
         box = f"\\boxed{{{text}}}"
         listed = (f"\\boxed{{1,{text}}}", f"{text},1")
         for response, gold in ((box, "5"), (text, text[:50]), (box, f"({text})+1"), listed):
-            start = time.perf_counter()
+            start = time.process_time()
             assert er.math_reward(response, gold) in (0.0, 1.0)
-            assert time.perf_counter() - start < 0.1, f"slow on {text[:60]!r} of {len(text)} characters"
+            assert time.process_time() - start < 0.25, f"slow on {text[:60]!r} of {len(text)} characters"
 
 
 @pytest.mark.parametrize("junk", [None, 5, 0.5, b"5", [], float("nan")])
