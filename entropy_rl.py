@@ -1308,8 +1308,14 @@ def read_config(run) -> dict:
 def interrupts():
     """A list that the first Ctrl-C fills, so that a step can be finished; the second raises KeyboardInterrupt."""
     caught = []
-    before = signal.signal(signal.SIGINT, lambda *signal_and_frame: signal.default_int_handler(*signal_and_frame)
-                           if caught else caught.append(True))
+
+    def handler(*signal_and_frame):
+        if caught:
+            signal.default_int_handler(*signal_and_frame)
+        caught.append(True)
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield caught
     finally:
