@@ -1330,8 +1330,10 @@ def train(config: Config) -> list[dict]:
     checkpoint holds the rest, so a run that is killed and resumed writes the rows of an unbroken one.
     """
     state = open_run(config)
+    run, rows = Path(config.out), json.loads(state["rows"]) if state else []
+    if len(rows) > config.steps and (run / "policy" / "config.json").exists():
+        return rows  # done before
     with cpu_threads(config.threads), interrupts() as interrupted:
-        run, rows = Path(config.out), json.loads(state["rows"]) if state else []
         policy, held_out, problems = prepare(config, train=True)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0)
