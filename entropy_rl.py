@@ -96,7 +96,7 @@ class Config:
     """
     method: str = setting("kl_cov", "what the update minimises (Sec. 4)", choices=METHODS)
     advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)", choices=("grpo", "rloo", "reinforce_pp"))
-    model: str = setting("tiny", "tiny, tiny-WIDTH (built in, width 64), or a Hugging Face id or folder")
+    model: str = setting("tiny", "tiny, tiny-WIDTH (built in, width 64; Fig. 7), or a Hugging Face id or folder")
     data: str = setting("arithmetic", "arithmetic[-dev] (built in), a data set id, a .jsonl .json .csv .parquet file")
     eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
@@ -114,12 +114,13 @@ class Config:
 
     clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4) [0.2; clip_cov: 1, authors' code]", low=0)
     clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28, clip_cov: 1]", low=0)
-    clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11)", 0.04, 2e-4, low=0, high=1)
+    clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11, Fig. 12)", 0.04, 2e-4, low=0,
+                                    high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting(5.0, "omega_high")
     kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13; paper: 2e-3 7B, 2e-4 32B)",
                                      0.1, 2e-3, low=0, high=1)
-    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14)", 2.0, 1.0, low=0)
+    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14, Fig. 12)", 2.0, 1.0, low=0)
     kl_estimator: str = setting("abs", "penalty on a token (abs: the authors' code)", choices=("abs", "k2", "k3"))
     entropy_coef: float = setting(None, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", 0.05, 5e-3, low=0)
     ref_kl_coef: float = setting(None, "beta of ref_kl (Sec. 4.1, Fig. 10)", 0.1, 1e-2, low=0)
@@ -1707,7 +1708,8 @@ def final(rows: list[dict]) -> dict:
 
 
 def compare(given: dict):
-    """Train every method on every seed from the same warm policy and problems, then print one table and draw."""
+    """Table 2 and Fig. 11 in small: every method on every seed, from the same warm policy and problems; a table and
+    a picture."""
     out = given.get("out") or "runs"
     seeds = str(given.get("seeds") or given.get("seed") or 0).split(",")
     if not all(re.fullmatch("[0-9]+", seed.strip()) for seed in seeds):
