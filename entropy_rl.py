@@ -98,13 +98,14 @@ class Config:
     advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)", choices=("grpo", "rloo", "reinforce_pp"))
     model: str = setting("tiny", "tiny, tiny-WIDTH (built in, width 64; Fig. 7), or a Hugging Face id or folder")
     data: str = setting("arithmetic", "arithmetic[-dev] (built in), a data set id, a .jsonl .json .csv .parquet file")
-    eval_data: str = setting("", "held-out problems: the same choices (default: --data's own test split)")
+    eval_data: str = setting("", "held-out problems, likewise (default: --data's test split, else a tenth)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
     steps: int = setting(None, "rollout steps", 300, 200, low=1)
     prompts: int = setting(None, "prompts a rollout step (paper: 256)", 64, 64, low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
-    updates: int = setting(None, "optimizer steps a rollout step, one mini-batch each (paper: 8)", 4, 8, low=1)
+    updates: int = setting(None, "mini-batches a rollout, an optimizer step each; divides --prompts (paper: 8)", 4, 8,
+                           low=1)
     micro_batch: int = setting(None, "responses in one forward; 0: the whole mini-batch", 0, 8, low=0)
     max_new_tokens: int = setting(None, "longest response, in tokens", 48, 1024, low=1)
     temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
@@ -112,32 +113,33 @@ class Config:
                         low=1e-12)
     seed: int = setting(0, "of sampling, data order and random picks", low=0)
 
-    clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4) [0.2; clip_cov: 1, authors' code]", low=0)
-    clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28, clip_cov: 1]", low=0)
+    clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
+    clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28; clip_cov: 1]", low=0)
     clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11, Fig. 12)", 0.04, 2e-4, low=0,
                                     high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
-    clip_cov_high: float = setting(5.0, "omega_high")
+    clip_cov_high: float = setting(5.0, "omega_high (Sec. 4.3)")
     kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13; paper: 2e-3 7B, 2e-4 32B)",
                                      0.1, 2e-3, low=0, high=1)
-    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14, Fig. 12)", 2.0, 1.0, low=0)
-    kl_estimator: str = setting("abs", "penalty on a token (abs: the authors' code)", choices=("abs", "k2", "k3"))
+    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14, Fig. 12; paper: 1)", 2.0, 1.0, low=0)
+    kl_estimator: str = setting("abs", "penalty on a token: |d| as the authors, d^2/2, or e^d - 1 - d",
+                                choices=("abs", "k2", "k3"))
     entropy_coef: float = setting(None, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", 0.05, 5e-3, low=0)
     ref_kl_coef: float = setting(None, "beta of ref_kl (Sec. 4.1, Fig. 10)", 0.1, 1e-2, low=0)
 
     eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 10, 20, low=0)
     eval_problems: int = setting(None, "held-out problems", 256, 200, low=1)
-    eval_samples: int = setting(None, "k of avg@k and pass@k", 8, 4, low=1)
+    eval_samples: int = setting(None, "k of avg@k and pass@k (paper: 32)", 8, 4, low=1)
     eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
-    gradient_checkpointing: bool = setting(False, "less memory, about a third more time in updates")
+    gradient_checkpointing: bool = setting(False, "less memory, more time in updates")
     checkpoint_every: int = setting(None, "rollout steps between checkpoints", 1, 20, low=1)
     probe: bool = setting(False, "measure the first-order change of entropy (Fig. 8); needs --updates 1")
     device: str = setting("auto", "auto (cuda, mps, cpu), or one by name")
     threads: int = setting(0, "CPU threads; 0: all", low=0)
     out: str = setting("", "run folder (default runs/METHOD-seedSEED)")
 
-    resume: bool = setting(False, "go on from the run folder's checkpoint")
-    compare: bool = setting(False, "train every method from the same start, then compare")
+    resume: bool = setting(False, "go on from the run folder's checkpoint; repeat all other flags")
+    compare: bool = setting(False, "every method from the same start; goes on where it was stopped")
     seeds: str = setting("", "seeds of --compare, as in 0,1,2 (default: --seed)")
     report: list = setting(None, "no training: law, prediction, covariance, pictures from these run folders")
     check_theory: bool = setting(False, "no training: Theorems 1 and 2 on a tabular softmax policy")
@@ -1768,7 +1770,8 @@ def parse(arguments: list[str] | None) -> dict:
     for f in fields(Config):
         meta, flag = f.metadata, "--" + f.name.replace("_", "-")
         default = f"{meta['tiny']} tiny, {meta['real']} real" if meta["tiny"] is not None else f.default
-        text = meta["help"].replace("%", "%%") + (f" [{default}]" if default not in ("", None, False) else "")
+        shown = "" if default in ("", None) or default is False else f" [{default}]"
+        text = meta["help"].replace("%", "%%") + shown
         kind, name = dict(int=int, float=float).get(f.type, str), "|".join(meta["choices"] or ()) or f.type.upper()
         options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN"))
         parser.add_argument(flag, help=text, **options.get(f.type, dict(type=kind, metavar=name)))
