@@ -1334,8 +1334,10 @@ def train(config: Config) -> list[dict]:
     """
     state = open_run(config)
     run, rows = Path(config.out), json.loads(state["rows"]) if state else []
-    if len(rows) > config.steps and (run / "policy" / "config.json").exists():
-        return rows  # done before
+    saved = run / "policy" / "tokenizer_config.json"  # the last file that a run writes
+    checkpoint_time = (run / "checkpoint.pt").stat().st_mtime if state else 0
+    if len(rows) > config.steps and saved.exists() and saved.stat().st_mtime >= checkpoint_time:
+        return rows
     with cpu_threads(config.threads), interrupts() as interrupted:
         policy, held_out, problems = prepare(config, train=True)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
