@@ -73,27 +73,28 @@ class UserError(Exception):
 # 1. Settings
 
 METHODS = ("grpo", "clip_higher", "clip_cov", "kl_cov", "entropy_bonus", "ref_kl", "pg")
-CLIP_HIGH = {"clip_higher": 0.28, "clip_cov": 1.0}  # Sec. 4.3; the authors' Clip-Cov widens the PPO clip to [0, 2]
+CLIP = {"clip_higher": (0.2, 0.28), "clip_cov": (1.0, 1.0)}  # else 0.2, 0.2; the authors' Clip-Cov clips to [0, 2]
 
 
-def setting(default, help: str, tiny=None, real=None, choices=None, low=None, high=None):
-    """A field of Config that carries its help text and its bounds."""
-    return field(default=default, metadata=dict(help=help, tiny=tiny, real=real, choices=choices, low=low, high=high))
+def setting(default, help: str, choices=(), low=-math.inf, high=math.inf):
+    """A field of Config that carries its help text and its bounds. A pair is the default of the built-in policy, and
+    of a real model: the paper's where it has one."""
+    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
+
+
+def flag(name: str) -> str:
+    """The flag of a field of Config."""
+    return "--" + name.replace("_", "-")
 
 
 def is_tiny(model: str) -> bool:
     """Whether a --model is the built-in policy, tiny or tiny-WIDTH."""
-    return re.fullmatch(r"tiny(-[1-9][0-9]*)?", model) is not None
+    return re.fullmatch("tiny(-[^/]*)?", model) is not None
 
 
 @dataclass
 class Config:
-    """Every setting of a run, and every flag of the command line (underscores become dashes).
-
-    A default of None stands for the pair (tiny, real): the first for the built-in policy, the second, the paper's
-    where it has one, for a real model. That of the PPO clip depends on the method. Numbers outside their bounds raise
-    UserError with one line.
-    """
+    """Every setting of a run, and every flag of the command line. A wrong one raises UserError with one line."""
     method: str = setting("kl_cov", "what the update minimises (Sec. 4)", choices=METHODS)
     advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)", choices=("grpo", "rloo", "reinforce_pp"))
     model: str = setting("tiny", "tiny, tiny-WIDTH (built in, width 64; Fig. 7), or a Hugging Face id or folder")
@@ -101,38 +102,37 @@ class Config:
     eval_data: str = setting("", "held-out problems, likewise (default: --data's test split, else a tenth)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
-    steps: int = setting(None, "rollout steps", 300, 200, low=1)
-    prompts: int = setting(None, "prompts a rollout step (paper: 256)", 64, 64, low=1)
+    steps: int = setting((300, 200), "rollout steps", low=1)
+    prompts: int = setting(64, "prompts a rollout step (paper: 256)", low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
-    updates: int = setting(None, "mini-batches a rollout, an optimizer step each; divides --prompts (paper: 8)", 4, 8,
+    updates: int = setting((4, 8), "mini-batches a rollout, an optimizer step each; divides --prompts (paper: 8)",
                            low=1)
-    micro_batch: int = setting(None, "responses in one forward; 0: the whole mini-batch", 0, 8, low=0)
-    max_new_tokens: int = setting(None, "longest response, in tokens", 48, 1024, low=1)
+    micro_batch: int = setting((0, 8), "responses in one forward; 0: the whole mini-batch", low=0)
+    max_new_tokens: int = setting((48, 1024), "longest response, in tokens", low=1)
     temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
-    lr: float = setting(None, "AdamW learning rate, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)", 2e-4, 1e-6,
+    lr: float = setting((2e-4, 1e-6), "AdamW learning rate, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)",
                         low=1e-12)
     seed: int = setting(0, "of sampling, data order and random picks", low=0)
 
     clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
     clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28; clip_cov: 1]", low=0)
-    clip_cov_ratio: float = setting(None, "r, share of the tokens detached (Eq. 11, Fig. 12)", 0.04, 2e-4, low=0,
-                                    high=1)
+    clip_cov_ratio: float = setting((0.04, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting(5.0, "omega_high (Sec. 4.3)")
-    kl_cov_fraction: float = setting(None, "k, share of the tokens penalised (Eq. 13; paper: 2e-3 7B, 2e-4 32B)",
-                                     0.1, 2e-3, low=0, high=1)
-    kl_cov_coef: float = setting(None, "beta, weight of the penalty (Eq. 14, Fig. 12; paper: 1)", 2.0, 1.0, low=0)
+    kl_cov_fraction: float = setting(
+        (0.1, 2e-3), "k, share of the tokens penalised (Eq. 13; paper: 2e-3 7B, 2e-4 32B)", low=0, high=1)
+    kl_cov_coef: float = setting((2.0, 1.0), "beta, weight of the penalty (Eq. 14, Fig. 12; paper: 1)", low=0)
     kl_estimator: str = setting("abs", "penalty on a token: |d| as the authors, d^2/2, or e^d - 1 - d",
                                 choices=("abs", "k2", "k3"))
-    entropy_coef: float = setting(None, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", 0.05, 5e-3, low=0)
-    ref_kl_coef: float = setting(None, "beta of ref_kl (Sec. 4.1, Fig. 10)", 0.1, 1e-2, low=0)
+    entropy_coef: float = setting((0.05, 5e-3), "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
+    ref_kl_coef: float = setting((0.1, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
-    eval_every: int = setting(None, "rollout steps between evaluations; 0: never", 10, 20, low=0)
-    eval_problems: int = setting(None, "held-out problems", 256, 200, low=1)
-    eval_samples: int = setting(None, "k of avg@k and pass@k (paper: 32)", 8, 4, low=1)
+    eval_every: int = setting((10, 20), "rollout steps between evaluations; 0: never", low=0)
+    eval_problems: int = setting((256, 200), "held-out problems", low=1)
+    eval_samples: int = setting((8, 4), "k of avg@k and pass@k (paper: 32)", low=1)
     eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
     gradient_checkpointing: bool = setting(False, "less memory, more time in updates")
-    checkpoint_every: int = setting(None, "rollout steps between checkpoints", 1, 20, low=1)
+    checkpoint_every: int = setting((1, 20), "rollout steps between checkpoints", low=1)
     probe: bool = setting(False, "measure the first-order change of entropy (Fig. 8); needs --updates 1")
     device: str = setting("auto", "auto (cuda, mps, cpu), or one by name")
     threads: int = setting(0, "CPU threads; 0: all", low=0)
@@ -146,23 +146,24 @@ class Config:
     eval_only: bool = setting(False, "no training: evaluate --model")
 
     def __post_init__(self):
-        real = "tiny" if is_tiny(self.model) else "real"
-        for f in fields(self):
-            if getattr(self, f.name) is None:
-                setattr(self, f.name, f.metadata[real])
         if self.clip_low is None:
-            self.clip_low = 1.0 if self.method == "clip_cov" else 0.2
+            self.clip_low = CLIP.get(self.method, (0.2, 0.2))[0]
         if self.clip_high is None:
-            self.clip_high = CLIP_HIGH.get(self.method, 0.2)
+            self.clip_high = CLIP.get(self.method, (0.2, 0.2))[1]
         self.threads = self.threads or torch.get_num_threads()
         self.out = self.out or f"runs/{self.method}-seed{self.seed}"
         for f in fields(self):
-            value, flag, meta = getattr(self, f.name), "--" + f.name.replace("_", "-"), f.metadata
-            if meta["choices"] and value not in meta["choices"]:
-                raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
-            low, high = (-math.inf if meta["low"] is None else meta["low"]), (meta["high"] or math.inf)
+            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            if isinstance(value, tuple):
+                value = value[0 if is_tiny(self.model) else 1]
+                setattr(self, f.name, value)
+            if f.metadata["choices"] and value not in f.metadata["choices"]:
+                raise UserError(f"{flag(f.name)} {value}: choose from {', '.join(f.metadata['choices'])}")
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
-                raise UserError(f"{flag} {value}: must be a number from {low} to {high}")
+                raise UserError(f"{flag(f.name)} {value}: must be a number from {low} to {high}")
+        width = self.model[5:] or "64"
+        if is_tiny(self.model) and not (re.fullmatch("[1-9][0-9]*", width) and int(width) % 16 == 0):
+            raise UserError(f"--model {self.model}: the built-in policy is tiny or tiny-WIDTH, a multiple of 16")
         if self.prompts % self.updates:
             raise UserError(f"--updates {self.updates} does not divide --prompts {self.prompts}")
         if self.clip_cov_low >= self.clip_cov_high:
@@ -171,9 +172,6 @@ class Config:
             raise UserError("--prompt-template must contain {problem}")
         if self.probe and self.updates > 1:
             raise UserError("--probe measures one optimizer step: add --updates 1")
-        width = self.model.partition("-")[2] or "64"
-        if re.fullmatch("tiny(-[^/]*)?", self.model) and not (is_tiny(self.model) and int(width) % 16 == 0):
-            raise UserError(f"--model {self.model}: the built-in policy is tiny or tiny-WIDTH, a multiple of 16")
 
 
 def seeded(device, *key) -> torch.Generator:
@@ -1770,13 +1768,11 @@ def parse(arguments: list[str] | None) -> dict:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)
     for f in fields(Config):
-        meta, flag = f.metadata, "--" + f.name.replace("_", "-")
-        default = f"{meta['tiny']} tiny, {meta['real']} real" if meta["tiny"] is not None else f.default
-        shown = "" if default in ("", None) or default is False else f" [{default}]"
-        text = meta["help"].replace("%", "%%") + shown
-        kind, name = dict(int=int, float=float).get(f.type, str), "|".join(meta["choices"] or ()) or f.type.upper()
+        default = "{} tiny, {} real".format(*f.default) if isinstance(f.default, tuple) else f.default
+        text = f.metadata["help"] + ("" if default in ("", None) or default is False else f" [{default}]")
+        kind, name = dict(int=int, float=float).get(f.type, str), "|".join(f.metadata["choices"]) or f.type.upper()
         options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN"))
-        parser.add_argument(flag, help=text, **options.get(f.type, dict(type=kind, metavar=name)))
+        parser.add_argument(flag(f.name), help=text, **options.get(f.type, dict(type=kind, metavar=name)))
     return vars(parser.parse_args(arguments))
 
 
