@@ -29,6 +29,7 @@ import argparse
 import cmath
 import contextlib
 import copy
+import glob
 import hashlib
 import itertools
 import json
@@ -651,6 +652,11 @@ def warm_up(name: str) -> Path:
     return folder
 
 
+def first_of(names, found):
+    """The first of the names that is among those found, or None."""
+    return next((name for name in names if name in found), None)
+
+
 def read_rows(source: str, split: str):
     """A data file or Hugging Face data set id as (rows, whether the same rows serve training and evaluation)."""
     import datasets
@@ -658,21 +664,21 @@ def read_rows(source: str, split: str):
     path = Path(source)
     kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
     if kind or path.exists():
-        if not path.is_file() or not kind or not path.stat().st_size:
-            raise UserError(f"{source}: " + ("no such file" if not path.is_file() else "the file is empty" if kind
-                                             else "data files end in .jsonl, .json, .csv or .parquet"))
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        if not kind:
+            raise UserError(f"{source}: data files end in .jsonl, .json, .csv or .parquet")
         try:
-            plain = re.sub(r"([*?[])", r"[\1]", source)  # a path, not a pattern
-            return datasets.load_dataset(kind, data_files=plain, split="train").flatten(), True
+            return datasets.load_dataset(kind, data_files=glob.escape(source), split="train").flatten(), True
         except Exception as error:  # whatever the reader of that format raises
-            raise UserError(f"{source}: not readable as {kind}: {first_line(error.__cause__ or error)}")
+            raise UserError(f"{source}: empty, or not readable as {kind} ({first_line(error.__cause__ or error)})")
     with explain(f"{source}: neither a file here nor a data set that the hub gives"):
         names = datasets.get_dataset_config_names(source)
-        name = "main" if "main" in names else names[0]
+        name = first_of(("main", *names), names)
         splits = datasets.get_dataset_split_names(source, name)
-        held_out = next((s for s in ("test", "validation") if s in splits), None)
-        chosen = held_out if held_out and (split == "test" or "train" not in splits) else splits[0]
-        return datasets.load_dataset(source, name, split=chosen).flatten(), not held_out or "train" not in splits
+        chosen = dict(train=first_of(("train", "test", "validation", *splits), splits),
+                      test=first_of(("test", "validation", "train", *splits), splits))
+        return datasets.load_dataset(source, name, split=chosen[split]).flatten(), chosen["train"] == chosen["test"]
 
 
 def load_problems(config: Config, split: str) -> list[dict]:
@@ -686,19 +692,20 @@ def load_problems(config: Config, split: str) -> list[dict]:
                 arithmetic_problems(ARITHMETIC[source], config.eval_problems))
     rows, shared = read_rows(source, split)
     columns = {name.split(".")[-1]: name for name in reversed(rows.column_names)}
-    question = next((columns[c] for c in ("problem", "question", "prompt") if c in columns), None)
-    answer = next((columns[c] for c in ("answer", "ground_truth", "solution") if c in columns), None)
+    question = first_of(("problem", "question", "prompt"), columns)
+    answer = first_of(("answer", "ground_truth", "solution"), columns)
     if not question or not answer:
         raise UserError(f"{source}: needs a column problem, question or prompt, and a column answer, solution or "
                         f"ground_truth; found {', '.join(rows.column_names)}")
     problems = {}
-    for text, gold in zip(rows[question], rows[answer]):
-        if isinstance(text, list):
-            text = text if all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in text) else None
-        text = text if text is None or isinstance(text, list) else str(text)
+    for text, gold in zip(rows[columns[question]], rows[columns[answer]]):
+        if isinstance(text, list):  # a chat
+            readable = text and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in text)
+        else:
+            readable, text = text not in (None, ""), str(text)
         gold = "" if gold is None else str(gold).strip()
         gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
-        if text and gold:
+        if readable and gold:
             problems[repr(text)] = dict(problem=text, answer=gold)
     if len(problems) < len(rows):
         print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows skipped (no readable answer, or repeated)")
@@ -719,17 +726,15 @@ class Policy:
     eos_token_ids: list[int]
     pad_token_id: int
 
-    def encode(self, problem, template: str, plain: bool) -> list[int]:
-        """The token ids of a problem: by the user's template, as it is (plain), or by the tokenizer's template."""
-        if template or plain or not self.tokenizer.chat_template:
-            text = problem if isinstance(problem, str) else "\n".join(message["content"] for message in problem)
-            text = (template or ("{problem}" if plain else INSTRUCTION + "\n")).replace("{problem}", text)
-            return self.tokenizer(text).input_ids
-        asked = dict(role="user", content=INSTRUCTION.replace("{problem}", str(problem)))
-        chat = problem if isinstance(problem, list) else [asked]
-        with explain("the model's chat template does not take a problem", "; give a --prompt-template"):
-            text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False).input_ids  # the template has them
+    def encode(self, problem, template: str) -> list[int]:
+        """The token ids of a problem, a text or a chat: by the template if any, else by the tokenizer's own."""
+        if self.tokenizer.chat_template and not template:
+            chat = [dict(role="user", content=INSTRUCTION.replace("{problem}", str(problem)))]
+            with explain("the model's chat template does not take a problem", "; give a --prompt-template"):
+                return self.tokenizer.apply_chat_template(problem if isinstance(problem, list) else chat,
+                                                          add_generation_prompt=True, return_dict=False)
+        text = problem if isinstance(problem, str) else "\n".join(message["content"] for message in problem)
+        return self.tokenizer((template or INSTRUCTION + "\n").replace("{problem}", text)).input_ids
 
 
 def load_policy(config: Config) -> Policy:
@@ -1392,7 +1397,8 @@ def prepare(config: Config, train: bool):
     policy = load_policy(config)
     for source, found in ((config.data, problems), (config.eval_data or config.data, held_out)):
         for p in found:
-            p["ids"] = policy.encode(p["problem"], config.prompt_template, source in ARITHMETIC)
+            plain = "{problem}" if source in ARITHMETIC else ""
+            p["ids"] = policy.encode(p["problem"], config.prompt_template or plain)
     return policy, held_out, problems
 
 

@@ -1247,6 +1247,7 @@ def test_train_and_held_out_are_disjoint(make, toys, tmp_path):
     ("openai/gsm8k", dict(socratic=["train", "test"], main=["train", "test"]),
      dict(train="main/train", test="main/test")),
     ("x/validated", dict(default=["train", "validation"]), dict(train="default/train", test="default/validation")),
+    ("x/test first", dict(default=["test", "train"]), dict(train="default/train", test="default/test")),
     ("x/trained", dict(default=["train"]), dict(train="default/train", test="default/train")),
     ("HuggingFaceH4/MATH-500", dict(default=["test"]), dict(train="default/test", test="default/test"))])
 def test_hub_data_sets(monkeypatch, name, layout, read):
