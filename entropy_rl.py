@@ -31,7 +31,6 @@ import contextlib
 import copy
 import glob
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -39,7 +38,6 @@ import operator
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -62,6 +60,10 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTr
                           Qwen2ForCausalLM)
 from transformers.cache_utils import Cache, DynamicLayer
 
+try:
+    import resource
+except ImportError:  # on Windows: no peak memory in the log there
+    resource = None
 
 SOURCE = Path(__file__).read_text("utf-8")  # as imported: the file may be edited while a run goes on
 
@@ -81,11 +83,6 @@ def setting(default, help: str, choices=(), low=-math.inf, high=math.inf):
     """A field of Config that carries its help text and its bounds. A pair is the default of the built-in policy, and
     of a real model: the paper's where it has one."""
     return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
-
-
-def flag(name: str) -> str:
-    """The flag of a field of Config."""
-    return "--" + name.replace("_", "-")
 
 
 def is_tiny(model: str) -> bool:
@@ -154,14 +151,15 @@ class Config:
         self.threads = self.threads or torch.get_num_threads()
         self.out = self.out or f"runs/{self.method}-seed{self.seed}"
         for f in fields(self):
-            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            value, flag, meta = getattr(self, f.name), "--" + f.name.replace("_", "-"), f.metadata
             if isinstance(value, tuple):
                 value = value[0 if is_tiny(self.model) else 1]
                 setattr(self, f.name, value)
-            if f.metadata["choices"] and value not in f.metadata["choices"]:
-                raise UserError(f"{flag(f.name)} {value}: choose from {', '.join(f.metadata['choices'])}")
+            if meta["choices"] and value not in meta["choices"]:
+                raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
+            low, high = meta["low"], meta["high"]
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
-                raise UserError(f"{flag(f.name)} {value}: must be a number from {low} to {high}")
+                raise UserError(f"{flag} {value}: must be a number from {low} to {high}")
         width = self.model[5:] or "64"
         if is_tiny(self.model) and not (re.fullmatch("[1-9][0-9]*", width) and int(width) % 16 == 0):
             raise UserError(f"--model {self.model}: the built-in policy is tiny or tiny-WIDTH, a multiple of 16")
@@ -1211,7 +1209,7 @@ def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: T
     """Fig. 8 on the real policy: around an update, the change of entropy on the same responses, measured; its
     first-order prediction <grad H, d theta> from the update that the optimizer made; and the paper's covariance, of
     advantage and length-normalised log-probability inside each group, also by how many of the group are right."""
-    parameters = list(policy.model.parameters())
+    parameters, size = list(policy.model.parameters()), config.group_size
     before = mean_entropy(config, policy, rollouts)
     slope = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     start = [p.detach().clone() for p in parameters]
@@ -1221,30 +1219,26 @@ def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: T
         row["probe_entropy_change"] = mean_entropy(config, policy, rollouts) - before
         row["probe_first_order"] = sum((g * (p - s)).sum(dtype=None if g.is_mps else torch.float64).item()
                                        for g, p, s in zip(slope, parameters, start))
-    mask = rollouts.response_mask
-    logprob = (rollouts.logprobs.sum(1) / mask.sum(1)).cpu().view(-1, config.group_size)  # [P, G]
-    gain = group_advantages(rewards, config.group_size, config.advantage).view(-1, config.group_size)
-    covariance = ((logprob - logprob.mean(1, keepdim=True)) * (gain - gain.mean(1, keepdim=True))).mean(1)
-    right = rewards.view(-1, config.group_size).sum(1).long()
+    logprob = (rollouts.logprobs.sum(1) / rollouts.response_mask.sum(1)).cpu().view(-1, size)      # [P, G]
+    gain = group_advantages(rewards, size, config.advantage).view(-1, size)                        # [P, G]
+    covariance = ((logprob - logprob.mean(1, keepdim=True)) * (gain - gain.mean(1, keepdim=True))).mean(1)  # [P]
     row["probe_covariance"] = covariance.mean().item()
-    row["probe_covariance_by_right"] = [covariance[right == n].mean().item() if (right == n).any() else None
-                                        for n in range(config.group_size + 1)]
+    right = rewards.view(-1, size).sum(1)                                                          # [P]
+    row["probe_covariance_by_right"] = [covariance[right == n].mean().item() for n in range(size + 1)]  # NaN for none
 
 
 # What does not shape a run's rows, so that --resume may change it.
 NOT_OF_THE_RUN = "steps out resume compare seeds report check_theory eval_only checkpoint_every".split()
 
 
-def open_run(config: Config) -> dict | None:
-    """Make the run folder, or under --resume read it: the checkpoint, which is the truth, or None to start."""
-    run, state = Path(config.out), None
+def open_run(config: Config) -> tuple[dict | None, list[dict]]:
+    """Make the run folder, or under --resume read it: the checkpoint, which is the truth, or None, and its rows."""
+    run, state, rows = Path(config.out), None, []
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
-    if run.exists() and not run.is_dir():
-        raise UserError(f"--out {run}: is a file; name a folder")
     if (run / "config.json").exists() and "method" not in read_config(run):
         raise UserError(f"--out {run}: holds a config.json that is not a run's; choose another folder")
-    read_log(run, "samples.jsonl")
-    if read_log(run) or (run / "checkpoint.pt").exists():
+    log, samples = read_log(run), read_log(run, "samples.jsonl")
+    if log or (run / "checkpoint.pt").exists():
         if not config.resume:
             raise UserError(f"{run} holds a run already: add --resume to go on with it, or choose another --out")
         kept = read_config(run)
@@ -1252,28 +1246,26 @@ def open_run(config: Config) -> dict | None:
                    for k, v in settings.items() if kept.get(k) != v]
         if changed:
             raise UserError(f"--resume {run}: these settings would change its result: {', '.join(changed)}")
-        if (run / "checkpoint.pt").exists():
-            with explain(f"{run}/checkpoint.pt is damaged", ": start again in another --out"):
-                state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-                if not json.loads(state["rows"]) or not state["model"] or not state["optimizer"]:
-                    raise ValueError("it is not whole")
+    if (run / "checkpoint.pt").exists():
+        with explain(f"{run}/checkpoint.pt is damaged", ": start again in another --out"):
+            state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+            rows = json.loads(state["rows"])
+            if not rows or not state["model"] or not state["optimizer"]:
+                raise ValueError("it is not whole")
     settings |= dict(steps=config.steps, torch=torch.__version__)
     write(run / "config.json", json.dumps(settings, indent=1) + "\n")
-    rows = json.loads(state["rows"]) if state else []
     if rows and config.eval_every and len(rows) <= config.steps and rows[-1]["step"] % config.eval_every:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval_")}  # was due at the old end only
-        state["rows"] = json.dumps(rows)
-    for name in ("metrics.jsonl", "samples.jsonl"):  # what the log has beyond the checkpoint will be done again
-        old = rows if name == "metrics.jsonl" else [r for r in read_log(run, name) if r["step"] < len(rows) and
-                                                       "eval_avg" in rows[r["step"]]]
-        write(run / name, "".join(json.dumps(r) + "\n" for r in old))
-    return state
+    samples = [s for s in samples if s["step"] < len(rows) and "eval_avg" in rows[s["step"]]]
+    for name, kept in (("metrics.jsonl", rows), ("samples.jsonl", samples)):  # what they have beyond is done again
+        write(run / name, "".join(json.dumps(row) + "\n" for row in kept))
+    return state, rows
 
 
 def write(path: Path, data):
     """Write a text, or what torch.save takes, so that the file is whole or the old one: to a draft, then renamed."""
     draft = path.with_name(path.name + ".tmp")
-    with explain(f"{path} cannot be written", "; what was there before is untouched"), contextlib.ExitStack() as tidy:
+    with explain(f"{path} cannot be written", "; an older file is untouched"), contextlib.ExitStack() as tidy:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy.callback(draft.unlink, missing_ok=True)
         with open(draft, "wb") as file:
@@ -1291,16 +1283,13 @@ def append(path: Path, rows: list[dict]):
 
 def read_log(run, name="metrics.jsonl") -> list[dict]:
     """The rows of a log; a torn last line, of a run that was killed, is left out."""
-    with explain(f"{run}/{name} is damaged"):
-        rows, lines = [], Path(run, name).read_text("utf-8").splitlines(True) if Path(run, name).exists() else []
+    path, rows = Path(run, name), []
+    with explain(f"{path} is damaged"):
+        lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line) | {})
-            if any(isinstance(rows[-1].get(k), (str, list, dict)) for k in ("step", "entropy", "eval_avg")):
-                raise ValueError
-        except (ValueError, TypeError):
-            if number < len(lines) or line.endswith("\n"):
-                raise UserError(f"{run}/{name}: line {number} is not a JSON object: the log is damaged")
+        with explain(f"{path} is damaged: line {number} is not a JSON object with a step"):
+            rows.append(json.loads(line))
+            operator.index(rows[-1]["step"])
     return rows
 
 
@@ -1316,9 +1305,8 @@ def interrupts():
     caught = []
 
     def handler(*signal_and_frame):
-        if caught:
-            signal.default_int_handler(*signal_and_frame)
         caught.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, handler)
@@ -1335,45 +1323,39 @@ def train(config: Config) -> list[dict]:
     update, and, on evaluation steps, the policy after it. Everything random is a function of (seed, step) and the
     checkpoint holds the rest, so a run that is killed and resumed writes the rows of an unbroken one.
     """
-    state = open_run(config)
-    run, rows = Path(config.out), json.loads(state["rows"]) if state else []
-    saved = run / "policy" / "tokenizer_config.json"  # the last file that a run writes
-    checkpoint_time = (run / "checkpoint.pt").stat().st_mtime if state else 0
-    if len(rows) > config.steps and saved.exists() and saved.stat().st_mtime >= checkpoint_time:
+    run, (state, rows) = Path(config.out), open_run(config)
+    saved, made = run / "policy" / "tokenizer_config.json", run / "checkpoint.pt"  # the last files that a run writes
+    if len(rows) > config.steps and saved.exists() and saved.stat().st_mtime >= made.stat().st_mtime:
         return rows
     with cpu_threads(config.threads), interrupts() as interrupted:
         policy, held_out, problems = prepare(config, train=True)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0)
+        parts = dict(model=policy.model, optimizer=optimizer) | (dict(reference=reference) if reference else {})
         if state:
-            policy.model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if reference:
-                reference.load_state_dict(state["reference"])
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
         if config.method == "kl_cov" and config.updates == 1:
             print("note: with --updates 1 KL-Cov cannot act: at ratio 1 its penalty has no gradient")
         with tqdm(range(len(rows), config.steps + 1), "training", disable=None, dynamic_ncols=True) as bar:
             for step in bar:
                 row = rollout_step(config, policy, reference, optimizer, problems, step)
+                shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}"
+                bar.set_postfix_str(shown)
                 if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
                     result, samples = evaluate(config, policy, held_out)
                     row |= result
                     append(run / "samples.jsonl", [dict(step=step) | sample for sample in samples])
-                row = json.loads(json.dumps(row), parse_constant=lambda name: None)  # JSON has no NaN and no infinity
-                rows.append(row)
-                append(run / "metrics.jsonl", [row])
-                bar.set_postfix_str(f"entropy {row['entropy']:.3f} reward {row['reward']:.3f}")
-                if "eval_avg" in row and not sys.stderr.isatty():
-                    print(f"step {step}: entropy {row['entropy']:.3f}, reward {row['reward']:.3f}, "
-                          f"avg@{row['eval_k']} {row['eval_avg']:.3f}, length {row['response_length']:.1f}",
-                          flush=True)
-                if row.get("skipped_updates") and not any(r.get("skipped_updates") for r in rows[:-1]):
+                    if bar.disable:  # no terminal
+                        print(f"step {step}: {shown}, avg@{config.eval_samples} {row['eval_avg']:.3f}, "
+                              f"length {row['response_length']:.1f}", flush=True)
+                if row["skipped_updates"] and not any(r["skipped_updates"] for r in rows):
                     print(f"step {step}: a loss or gradient was not finite; the update was skipped")
-                hopeless = len(rows) > 3 and all(r["skipped_updates"] == r["updates"] > 0 for r in rows[-3:])
-                last = step == config.steps or interrupted or hopeless
-                if step % config.checkpoint_every == 0 or last:
-                    parts = dict(model=policy.model, optimizer=optimizer, reference=reference)
-                    state = {name: part.state_dict() for name, part in parts.items() if part}
+                rows.append(json.loads(json.dumps(row), parse_constant=lambda name: None))  # JSON has no NaN
+                append(run / "metrics.jsonl", rows[-1:])
+                hopeless = step > 2 and all(r["skipped_updates"] == r["updates"] > 0 for r in rows[-3:])
+                if step % config.checkpoint_every == 0 or step == config.steps or interrupted or hopeless:
+                    state = {name: part.state_dict() for name, part in parts.items()}
                     write(run / "checkpoint.pt", state | dict(rows=json.dumps(rows)))
                 if hopeless:
                     raise UserError(f"stopped at step {step}: no finite update in three steps; {run} holds the last "
@@ -1396,9 +1378,9 @@ def prepare(config: Config, train: bool):
         raise UserError(f"--data {config.data}: {len(problems)} training problems, but --prompts {config.prompts}")
     policy = load_policy(config)
     for source, found in ((config.data, problems), (config.eval_data or config.data, held_out)):
+        template = config.prompt_template or ("{problem}" if source in ARITHMETIC else "")
         for p in found:
-            plain = "{problem}" if source in ARITHMETIC else ""
-            p["ids"] = policy.encode(p["problem"], config.prompt_template or plain)
+            p["ids"] = policy.encode(p["problem"], template)
     return policy, held_out, problems
 
 
@@ -1426,7 +1408,8 @@ def rollout_step(config: Config, policy: Policy, reference, optimizer, problems:
         with probe:
             row |= update(config, policy, reference, optimizer, rollouts, rewards, step)
     seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else math.nan
+    peak *= 1 if sys.platform == "darwin" else 1024
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak  # bytes
     return row | dict(seconds=seconds, sampling_seconds=sampled - begun, update_seconds=begun + seconds - sampled,
                       tokens_per_second=row["tokens"] / seconds, peak_memory_mb=memory / 2 ** 20)
@@ -1778,7 +1761,8 @@ def parse(arguments: list[str] | None) -> dict:
         text = f.metadata["help"] + ("" if default in ("", None) or default is False else f" [{default}]")
         kind, name = dict(int=int, float=float).get(f.type, str), "|".join(f.metadata["choices"]) or f.type.upper()
         options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN"))
-        parser.add_argument(flag(f.name), help=text, **options.get(f.type, dict(type=kind, metavar=name)))
+        parser.add_argument("--" + f.name.replace("_", "-"), help=text,
+                            **options.get(f.type, dict(type=kind, metavar=name)))
     return vars(parser.parse_args(arguments))
 
 
