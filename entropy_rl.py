@@ -50,6 +50,7 @@ from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import transformers
@@ -1481,33 +1482,32 @@ def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str
 
 def check_theory(out: str):
     """Theorems 1 and 2 along a run of exact updates: a table and a picture. First order: the error goes as eta^2."""
-    curves = {}
-    for rule, lr, name in (("pg", 0.2, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
-                           ("npg", 0.02, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)")):
+    figure, axes = panels(1, 2, 10)
+    rules = (("pg", 0.2, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
+             ("npg", 0.02, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)"))
+    for (rule, lr, name), axis in zip(rules, axes if figure else (None, None)):
         generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(16, 10, generator=generator, dtype=torch.float64)                     # [states, V]
+        path = [torch.randn(16, 10, generator=generator, dtype=torch.float64)]                     # [states, V] each
         rewards = torch.rand(16, 10, generator=generator, dtype=torch.float64)
+        while len(path) < 2000:
+            path.append(path[-1] + tabular_step(path[-1], rewards, lr, rule))
+        logits = torch.stack(path)                                                       # [steps, states, V]
+        (actual, predicted), half = (tabular_entropy_change(logits, rewards, eta, rule) for eta in (lr, lr / 2))
+        ratios = (actual - predicted).norm(dim=-1) / (half[0] - half[1]).norm(dim=-1)              # [steps]
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        table = torch.stack([entropy.mean(-1), actual.mean(-1), predicted.mean(-1), ratios], 1)    # [steps, 4]
         print(f"\n{name}; 16 states, 10 actions, eta {lr}\n   step   entropy   measured dH  predicted dH  "
               "error(eta) / error(eta/2)")
-        points = []
-        for step in range(2000):
-            (actual, predicted), half = (tabular_entropy_change(logits, rewards, eta, rule) for eta in (lr, lr / 2))
-            ratio = ((actual - predicted).norm() / (half[0] - half[1]).norm()).item()
-            points.append((actual.mean().item(), predicted.mean().item(), ratio))
-            if step in (0, 1, 10, 50, 100, 200, 500, 1000, 1999):
-                entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
-                print(f"{step:7d} {entropy:9.4f} {points[-1][0]:13.3e} {points[-1][1]:13.3e} {ratio:12.3f}")
-            logits = logits + tabular_step(logits, rewards, lr, rule)
-        actual, predicted, ratios = curves[name] = [*zip(*points)]
-        print(f"halving eta divides the error by {sum(ratios) / len(ratios):.3f} on average (4: second order)")
-    if plt := pyplot():
-        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-        for axis, (name, (actual, predicted, _)) in zip(axes, curves.items()):
-            axis.plot(actual, color=COLORS["grpo"], label="measured")
-            axis.plot(predicted, "--", color=COLORS["kl_cov"], label="predicted")
+        for step in (0, 1, 10, 50, 100, 200, 500, 1000, 1999):
+            print("{:7d} {:9.4f} {:13.3e} {:13.3e} {:12.3f}".format(step, *table[step].tolist()))
+        print(f"halving eta divides the error by {ratios.mean():.3f} on average (4: second order)")
+        if figure:
+            axis.plot(table[:, 1], color=COLORS["grpo"], label="measured")
+            axis.plot(table[:, 2], "--", color=COLORS["kl_cov"], label="predicted")
             axis.set(title=name, xlabel="update", ylabel="change of entropy (nats)", xscale="symlog")
             axis.legend()
-        save_figure(plt, figure, Path(out, "theory.png"))
+    if figure:
+        save_figure(figure, Path(out, "theory.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1516,20 +1516,14 @@ def check_theory(out: str):
 COLORS = dict(grpo="#000000", clip_higher="#E69F00", clip_cov="#0072B2", kl_cov="#D55E00", entropy_bonus="#009E73",
               ref_kl="#CC79A7", pg="#56B4E9")  # Okabe and Ito's, safe for the colour-blind
 QUADRANTS = ("A+ p+", "A+ p-", "A- p+", "A- p-")  # advantage A, probability p; + above the mean, - below
+COLUMNS = dict(entropy="entropy", response_length="length", eval_avg="avg@k", eval_avg_se="± se", eval_pass="pass@k",
+               eval_greedy="greedy", seconds="seconds")  # of the table that ends a run
 
 
 def law_points(rows: list[dict]) -> tuple[list[float], list[float]]:
     """H and R of Eq. 6 at the evaluated steps: H of the step's rollout, R of the policy after its update."""
-    points = [(r["entropy"], r["eval_avg"]) for r in rows
-              if all(isinstance(r.get(k), (int, float)) and math.isfinite(r[k]) for k in ("entropy", "eval_avg"))]
+    points = [(r["entropy"], r["eval_avg"]) for r in rows if None not in (r.get("entropy"), r.get("eval_avg"))]
     return [h for h, _ in points], [r for _, r in points]
-
-
-def correlation(x, y) -> str:
-    """Pearson's r and the slope of y on x, as text."""
-    x, y = torch.tensor([x, y], dtype=torch.float64)
-    dx, dy = x - x.mean(), y - y.mean()
-    return f"r = {(dx @ dy / (dx.norm() * dy.norm())).item():.3f}, slope {(dx @ dy / (dx @ dx)).item():.3g}"
 
 
 def report(run) -> None:
@@ -1538,42 +1532,41 @@ def report(run) -> None:
     print(f"\n{run}: {config.get('method')}, seed {config.get('seed')}, {len(rows)} rows")
     if len(rows) < 2:
         return print("  too short to report on: no update is in the log")
-    entropy, accuracy = law_points(rows)
-    if len(entropy) < len([r for r in rows if "eval_avg" in r]):
-        print("  some evaluations are not finite and are left out")
-    try:
-        report_law(config, entropy, accuracy, fit_entropy_law(entropy, accuracy))
-    except UserError as error:
-        print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
+    report_law(config, rows)
     updates = [r for r in rows if r.get("cov_mean") is not None]
-    for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
-        means = {p: sum(r[f"cov_top_{p}"] for r in part) / len(part) for p in COV_TOP if part}
-        means |= {100: sum(r["cov_mean"] for r in part) / len(part)} if part else {}
-        print(f"  Cov (Table 1), {name}: " + ", ".join(f"top {p} % {m:.3f}" for p, m in means.items()))
     if updates:
-        shares = [[sum(r[k][i] for r in updates) for i in range(4)] for k in
-                  ("quadrant_tokens", "quadrant_cov", "quadrant_selected")]
+        for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
+            means = {f"top {p} %": fmean(r[f"cov_top_{p}"] for r in part) for p in COV_TOP}
+            means["all"] = fmean(r["cov_mean"] for r in part)
+            print(f"  Cov (Table 1), {name}: " + ", ".join(f"{top} {mean:.3f}" for top, mean in means.items()))
         print(f"  {'quadrants (A: advantage, p: probability; + above the mean)':62}" +
               "  ".join(f"{q:>7}" for q in QUADRANTS))
-        for name, values in zip(("share of the tokens", "part of the mean Cov", "share of the selected"), shares):
-            total = len(updates) if name[0] == "p" else sum(values) or 1
-            print(f"    {name:60s}" + "  ".join(f"{v / total:7.3f}" for v in values))
+        for name, key in (("share of the tokens", "quadrant_tokens"), ("part of the mean Cov", "quadrant_cov"),
+                          ("share of the selected", "quadrant_selected")):
+            sums = [sum(r[key][i] for r in updates) for i in range(4)]
+            total = len(updates) if key != "quadrant_selected" else sum(sums) or 1
+            print(f"    {name:60s}" + "  ".join(f"{x / total:7.3f}" for x in sums))
         most = sum((Counter(r["most_selected"]) for r in updates), Counter()).most_common(10)
         print("  most selected tokens: " + (", ".join(f"{printable(t)} {n}" for t, n in most) or "none"))
     probed = [r for r in rows if "probe_first_order" in r]
     if len(probed) > 2:
-        change = [r["probe_entropy_change"] for r in probed]
-        print(f"  entropy change per update (Fig. 8), measured on <grad H, d theta>: "
-              f"{correlation([r['probe_first_order'] for r in probed], change)}")
-        print(f"    measured on the covariance: {correlation([r['probe_covariance'] for r in probed], change)}")
-        for n in range(len(probed[0]["probe_covariance_by_right"])):
-            found = [v for r in probed if (v := r["probe_covariance_by_right"][n]) is not None]
+        for name, key in (("<grad H, d theta>", "probe_first_order"), ("the covariance", "probe_covariance")):
+            spread = torch.tensor([[r[key], r["probe_entropy_change"]] for r in probed], dtype=torch.float64).T.cov()
+            print(f"  entropy change per update (Fig. 8), measured on {name}: r = "
+                  f"{spread[0, 1] / spread.diag().prod().sqrt():.3f}, slope {spread[0, 1] / spread[0, 0]:.3g}")
+        for right, values in enumerate(zip(*(r["probe_covariance_by_right"] for r in probed))):
+            found = [x for x in values if x is not None]
             if found:
-                print(f"    covariance of prompts with {n} right: {sum(found) / len(found):.4f}")
+                print(f"    covariance of prompts with {right} right: {fmean(found):.4f}")
 
 
-def report_law(config, entropy, accuracy, law):
+def report_law(config: dict, rows: list[dict]):
     """What `report` says of the law (Eq. 6), its prediction (Fig. 5) and the shares of Fig. 2."""
+    entropy, accuracy = law_points(rows)
+    try:
+        law = fit_entropy_law(entropy, accuracy)
+    except UserError as error:
+        return print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
     print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; "
           f"R2 {law.r2:.3f}, RMSE {law.rmse:.4f} on {len(entropy)} points")
     if config.get("method") not in ("grpo", "pg"):
@@ -1589,113 +1582,125 @@ def report_law(config, entropy, accuracy, law):
             errors = early.predict(entropy[first:]) - torch.tensor(accuracy[first:], dtype=torch.float64)
             print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE "
                   f"{errors.square().mean().sqrt():.4f} over the other {len(errors)}, {errors[-1]:+.4f} at the last")
-    for name, share in (("1/12", 1 / 12), ("1/3", 1 / 3)):
+    for share, name in ((1 / 12, "1/12"), (1 / 3, "1/3")):
         at = round(share * (len(entropy) - 1))
-        spent, gained = ((v[at] - v[0]) / (v[-1] - v[0]) if v[-1] != v[0] else math.nan for v in (entropy, accuracy))
+        spent, gained = ((x[at] - x[0]) / (x[-1] - x[0]) if x[-1] != x[0] else math.nan for x in (entropy, accuracy))
         print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain made")
 
 
-def pyplot():
-    """matplotlib.pyplot for files, or None with a word on how to get it."""
+def panels(rows: int, columns: int, width: float):
+    """A figure of matplotlib and its axes; without matplotlib two None, and a word on how to get it."""
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
-        return print("no pictures: they need matplotlib (pip install matplotlib)")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-                         "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "legend.frameon": False})
-    return plt
+        print("no pictures: they need matplotlib (pip install matplotlib)")
+        return None, None
+    matplotlib.rcParams.update({
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9,
+        "axes.titlesize": 10, "legend.fontsize": 8, "legend.frameon": False})
+    figure = Figure((width, 3.2 * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns)
 
 
-def save_figure(plt, figure, path: Path):
+def save_figure(figure, path: Path):
     """Write a PNG small enough for a page, and say where."""
     with explain(f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=90, pil_kwargs=dict(optimize=True))
-    plt.close(figure)
     print(f"picture: {path}")
 
 
-def smooth(values, window: int = 9) -> Tensor:
-    """The running mean over up to `window` points, for curves with a point a step: [n] -> [n]."""
-    values, reach = torch.tensor(values, dtype=torch.float64), window // 2
-    return torch.tensor([values[max(0, i - reach):i + reach + 1].mean().item() for i in range(len(values))])
+def curve(axis, series: list[dict[int, float]], color, reach=4, **style):
+    """Values by step, each the mean over the steps in reach; of several seeds the mean and the range."""
+    steps = sorted(set.intersection(*map(set, series)))
+    values = torch.tensor([[fmean(s[near] for near in range(step - reach, step + reach + 1) if near in s)
+                            for step in steps] for s in series], dtype=torch.float64)              # [seeds, steps]
+    axis.plot(steps, values.mean(0), color=color, linewidth=1.3, **style)
+    if len(series) > 1:
+        axis.fill_between(steps, values.amin(0), values.amax(0), color=color, alpha=0.15, lw=0)
 
 
 def draw(runs: list, path: Path):
     """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
     for one run also its covariance beside the change of entropy, the quantiles of Table 1, and the quadrants."""
-    if not (plt := pyplot()):
-        return
     groups, seen, single = {}, Counter(), len(runs) == 1
+    figure, axes = panels(2, 4 if single else 2, 14 if single else 9)
+    if not figure:
+        return
     for run in runs:
         label = re.sub(r"-seed\d+$", "", Path(run).resolve().name)
         groups.setdefault((label, read_config(run).get("method")), []).append(read_log(run))
-    figure, axes = plt.subplots(2, 4 if single else 2, figsize=(14 if single else 9, 6.4), layout="constrained")
-    law_axis, curves = axes.flat[3], (("entropy", 9, "Policy entropy (Eq. 5)", "nats per token"),
-                                      ("eval_avg", 1, "Held-out accuracy", "avg@k"),
-                                      ("response_length", 9, "Response length", "tokens"))
     for (label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
-        for axis, (key, window, title, unit) in zip(axes.flat, curves):
-            axis.set(title=title, xlabel="rollout step", ylabel=unit)
+        for axis, (key, title, unit) in zip(axes.flat, (("entropy", "Policy entropy (Eq. 5)", "nats per token"),
+                                                        ("eval_avg", "Held-out accuracy", "avg@k"),
+                                                        ("response_length", "Response length", "tokens"))):
             series = [{r["step"]: r[key] for r in log if r.get(key) is not None} for log in logs]
-            steps = sorted(set.intersection(*map(set, series)))
-            values = torch.stack([smooth([s[step] for step in steps], window) for s in series])    # [seeds, steps]
-            axis.plot(steps, values.mean(0), label=label, linewidth=1.4, **style)
-            if len(logs) > 1:
-                axis.fill_between(steps, values.amin(0), values.amax(0), color=style["color"], alpha=0.15, lw=0)
+            curve(axis, series, reach=0 if key == "eval_avg" else 4, label=label, **style)
+            axis.set(title=title, xlabel="rollout step", ylabel=unit)
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
-        law_axis.scatter(entropy, accuracy, s=9, color=style["color"], alpha=0.6, linewidth=0)
+        axis = axes.flat[3]
+        axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
+        axis.scatter(entropy, accuracy, s=9, color=style["color"], alpha=0.6, linewidth=0)
         with contextlib.suppress(UserError):  # too few points for a law
             law, first = fit_entropy_law(entropy, accuracy), max(3, len(entropy) // 3)
             grid = torch.linspace(min(entropy), max(entropy), 50)
-            law_axis.plot(grid, law.predict(grid), linewidth=1, label=f"{label}: R² {law.r2:.2f}", **style)
-            if single and first < len(entropy):
+            axis.plot(grid, law.predict(grid), linewidth=1, label=f"{label}: R² {law.r2:.2f}", **style)
+            if single:
                 early = fit_entropy_law(entropy[:first], accuracy[:first])
-                law_axis.plot(grid, early.predict(grid), ":", color="#777777", label="fit on the first third")
-    law_axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
-    for axis in (law_axis,) if single else (axes.flat[0], law_axis):
-        if axis.get_legend_handles_labels()[0]:
+                axis.plot(grid, early.predict(grid), ":", color="#777777", label="fit on the first third")
             axis.legend()
     if single:
         draw_covariance(axes.flat[4:], [r for r in logs[0] if r.get("cov_mean") is not None])
-    save_figure(plt, figure, path)
+    else:
+        axes.flat[0].legend()
+    save_figure(figure, path)
 
 
 def draw_covariance(axes, rows: list[dict]):
     """Four panels on one run's covariance: beside the change of entropy (Fig. 8), Table 1, and the quadrants."""
-    steps, hues = [r["step"] for r in rows], list(COLORS.values())
-
-    def panel(axis, series: dict, title: str, ylabel: str, **options):
-        for (name, values), hue in zip(series.items(), hues):
-            axis.plot(steps[:len(values)], smooth(values), color=hue, linewidth=1.2, label=name)
-        axis.set(title=title, xlabel="rollout step", ylabel=ylabel, **options)
+    part, selected = ({name: [r[key][i] for r in rows] for i, name in enumerate(QUADRANTS)}
+                      for key in ("quadrant_cov", "quadrant_selected"))
+    mean = {"mean Cov": [r["cov_mean"] for r in rows]}
+    tops = {f"top {p} %": [r[f"cov_top_{p}"] for r in rows] for p in COV_TOP}
+    for axis, (title, unit, lines) in zip(axes, (
+            ("Covariance and the fall of entropy", "mean Cov (Eq. 10), black", mean),
+            ("Largest covariances (Table 1)", "mean Cov of the top", tops),
+            ("Part of the mean Cov, by quadrant", "part of the mean Cov", part),
+            ("Tokens selected a step, by quadrant", "tokens selected a step", selected))):
+        for color, (name, values) in zip(COLORS.values(), lines.items()):
+            curve(axis, [dict(zip((r["step"] for r in rows), values))], color, label=name)
+        axis.set(title=title, xlabel="rollout step", ylabel=unit)
         axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-
-    window = 10
-    falls = [(r["entropy"] - later["entropy"]) / window for r, later in zip(rows, rows[window:])]
+    axes[1].set_yscale("log")
+    falls = {r["step"]: (r["entropy"] - later["entropy"]) / 10 for r, later in zip(rows, rows[10:])}
     twin = axes[0].twinx()
-    twin.plot(steps[:len(falls)], smooth(falls), color=hues[2], linewidth=1.2)
-    twin.set_ylabel("-dH a step (nats), blue", color=hues[2])
+    curve(twin, [falls], COLORS["clip_cov"])
+    twin.set_ylabel("-dH a step (nats), blue", color=COLORS["clip_cov"])
     twin.grid(False)
-    panel(axes[0], {"mean Cov": [r["cov_mean"] for r in rows]}, "Covariance and the fall of entropy",
-          "mean Cov (Eq. 10), black")
-    panel(axes[1], {f"top {p} %": [r[f"cov_top_{p}"] for r in rows] for p in COV_TOP},
-          "Largest covariances (Table 1)", "mean Cov of the top", yscale="log")
-    for axis, key, title in zip(axes[2:], ("quadrant_cov", "quadrant_selected"),
-                                ("Part of the mean Cov", "Tokens selected a step")):
-        series = {name: [r[key][i] for r in rows] for i, name in enumerate(QUADRANTS)}
-        panel(axis, series, f"{title}, by quadrant", title.lower())
 
 
-def final(rows: list[dict]) -> dict:
-    """The last evaluation of a run, its entropy and length as the mean over the last tenth of the run."""
-    tail = rows[-max(1, len(rows) // 10):]
-    row = dict(next((r for r in reversed(rows) if "eval_avg" in r), {}))
-    return row | {k: sum(r[k] for r in tail) / len(tail) for k in ("entropy", "response_length")}
+def final(rows: list[dict]) -> list[float]:
+    """The COLUMNS at the end of a run: means over its last tenth, its last evaluation (NaN for none), all seconds."""
+    tail, evaluated = rows[-max(1, len(rows) // 10):], [r for r in rows if "eval_avg" in r] or [{}]
+    row = evaluated[-1] | dict(seconds=sum(r["seconds"] for r in rows))
+    row |= {key: fmean(r[key] for r in tail) for key in ("entropy", "response_length")}
+    return [row.get(key, math.nan) for key in COLUMNS]
+
+
+def table(runs: dict):
+    """Print a line for the start and one for the end of each name's logs, the means over its seeds."""
+    print(f"\n{'run':14s}" + "".join(f"{title:>10}" for title in COLUMNS.values()))
+    starts = [rows[:1] for rows in next(iter(runs.values()))]
+    for name, logs in (dict(before=starts) | runs).items():
+        ends = torch.tensor([*map(final, logs)], dtype=torch.float64)                              # [seeds, columns]
+        means = dict(zip(COLUMNS, ends.mean(0).tolist()))
+        if len(logs) > 1:
+            means["eval_avg_se"] = ends[:, [*COLUMNS].index("eval_avg")].std().item() / len(logs) ** 0.5
+        print(f"{name:14s}" + "".join(f"{x:10.3f}" for x in means.values()).replace("nan", "  -"))
+    print("± is the standard error over " + ("seeds" if len(starts) > 1 else "problems"))
 
 
 def compare(given: dict):
@@ -1711,35 +1716,18 @@ def compare(given: dict):
     for number, config in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.out}", flush=True)
         done.setdefault(config.method, []).append(train(config))
-    print(f"\n{'method':14s} entropy from    to      avg@k  ± se     pass@k  greedy  length  seconds   "
-          f"({'mean over seeds ' + ', '.join(seeds) if len(seeds) > 1 else 'se over problems'})")
-    for method, logs in done.items():
-        ends, n = [final(rows) for rows in logs], len(logs)
-        spread = torch.tensor([e.get("eval_avg", 0.0) for e in ends]).std().item() / n ** 0.5 if n > 1 else None
-        ends = [end | dict(start=rows[0]["entropy"], time=sum(r["seconds"] for r in rows),
-                           se=end.get("eval_avg_se") if spread is None else spread) for end, rows in zip(ends, logs)]
-        print(f"{method:14s} " + " ".join(f"{sum(e.get(key) or 0 for e in ends) / n:{form}}" for key, form in dict(
-            start="12.3f", entropy="6.3f", eval_avg="9.3f", se="6.3f", eval_pass="9.3f", eval_greedy="7.3f",
-            response_length="7.1f", time="8.0f").items()))
+    table(done)
     draw([config.out for config in runs], Path(out, "comparison.png"))
 
 
 def summary(config: Config, rows: list[dict]):
-    """The table at the end of a run, and what it should make its reader wonder about."""
-    first, last = rows[0], final(rows)
-    print(f"\n{config.method} on {config.data}, {config.model}, seed {config.seed}, {len(rows) - 1} steps\n"
-          f"{'':18s}{'step 0':>10}{'end':>10}")
-    for name, key in (("entropy (nats)", "entropy"), ("response length", "response_length"),
-                      (f"avg@{config.eval_samples}", "eval_avg"), ("  standard error", "eval_avg_se"),
-                      (f"pass@{config.eval_samples}", "eval_pass"), ("greedy", "eval_greedy")):
-        if first.get(key) is not None and last.get(key) is not None:
-            print(f"{name:18s}{first[key]:10.3f}{last[key]:10.3f}")
-    if last["entropy"] > 1.2 * first["entropy"]:
+    """What a run prints at its end."""
+    print(f"\n{config.method} on {config.data}, {config.model}, seed {config.seed}, {len(rows) - 1} steps, "
+          f"k = {config.eval_samples}")
+    table({config.method: [rows]})
+    if rows[-1]["entropy"] > 1.2 * rows[0]["entropy"]:
         print("entropy rose above its start, an explosion: select fewer tokens (--kl-cov-fraction, "
               "--clip-cov-ratio), lower --entropy-coef, or take fewer --updates")
-    rewards = [r["reward"] for r in rows]
-    if sum(rewards[-10:]) / len(rewards[-10:]) < 0.5 * max(rewards):
-        print("the reward fell to less than half of its best: lower --lr")
     for sample in read_log(config.out, "samples.jsonl")[-2:]:
         print(f"sample: {printable(str(sample['problem']))} -> {printable(sample['response'])[:400]} "
               f"(answer {printable(sample['answer'])}, reward {sample['reward']:.0f})")
