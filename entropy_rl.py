@@ -127,7 +127,7 @@ class Config:
     ref_kl_coef: float = setting((0.1, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
     eval_every: int = setting((10, 20), "rollout steps between evaluations; 0: never", low=0)
-    eval_problems: int = setting((256, 200), "held-out problems", low=1)
+    eval_problems: int = setting((256, 200), "held-out problems", low=1, high=20_000)
     eval_samples: int = setting((8, 4), "k of avg@k and pass@k (paper: 32)", low=1)
     eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
     gradient_checkpointing: bool = setting(False, "less memory, more time in updates")
@@ -738,9 +738,8 @@ class Policy:
 
 def load_policy(config: Config) -> Policy:
     """The policy of --model on the device: fp32 weights, dropout off (the ratio must be 1 before an update)."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = best if config.device == "auto" else config.device
     with explain(f"--device {device} does not work"):
         torch.zeros(1, device=device).item()
     source = str(warm_up(config.model)) if is_tiny(config.model) else config.model
@@ -1482,10 +1481,9 @@ def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str
 
 def check_theory(out: str):
     """Theorems 1 and 2 along a run of exact updates: a table and a picture. First order: the error goes as eta^2."""
-    figure, axes = panels(1, 2, 10)
-    rules = (("pg", 0.2, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
-             ("npg", 0.02, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)"))
-    for (rule, lr, name), axis in zip(rules, axes if figure else (None, None)):
+    curves = {}
+    for rule, lr, name in (("pg", 0.2, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
+                           ("npg", 0.02, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)")):
         generator = torch.Generator().manual_seed(0)
         path = [torch.randn(16, 10, generator=generator, dtype=torch.float64)]                     # [states, V] each
         rewards = torch.rand(16, 10, generator=generator, dtype=torch.float64)
@@ -1494,20 +1492,19 @@ def check_theory(out: str):
         logits = torch.stack(path)                                                       # [steps, states, V]
         (actual, predicted), half = (tabular_entropy_change(logits, rewards, eta, rule) for eta in (lr, lr / 2))
         ratios = (actual - predicted).norm(dim=-1) / (half[0] - half[1]).norm(dim=-1)              # [steps]
-        entropy = torch.distributions.Categorical(logits=logits).entropy()
-        table = torch.stack([entropy.mean(-1), actual.mean(-1), predicted.mean(-1), ratios], 1)    # [steps, 4]
+        entropy = torch.distributions.Categorical(logits=logits).entropy()                         # [steps, states]
+        curves[name] = torch.stack([entropy.mean(1), actual.mean(1), predicted.mean(1), ratios], 1)    # [steps, 4]
         print(f"\n{name}; 16 states, 10 actions, eta {lr}\n   step   entropy   measured dH  predicted dH  "
               "error(eta) / error(eta/2)")
         for step in (0, 1, 10, 50, 100, 200, 500, 1000, 1999):
-            print("{:7d} {:9.4f} {:13.3e} {:13.3e} {:12.3f}".format(step, *table[step].tolist()))
+            print("{:7d} {:9.4f} {:13.3e} {:13.3e} {:12.3f}".format(step, *curves[name][step].tolist()))
         print(f"halving eta divides the error by {ratios.mean():.3f} on average (4: second order)")
-        if figure:
-            axis.plot(table[:, 1], color=COLORS["grpo"], label="measured")
-            axis.plot(table[:, 2], "--", color=COLORS["kl_cov"], label="predicted")
+    with picture(Path(out, "theory.png"), 1, 2, 10) as axes:
+        for axis, (name, values) in zip(axes, curves.items()):
+            axis.plot(values[:, 1], color=COLORS["grpo"], label="measured")
+            axis.plot(values[:, 2], "--", color=COLORS["kl_cov"], label="predicted")
             axis.set(title=name, xlabel="update", ylabel="change of entropy (nats)", xscale="symlog")
             axis.legend()
-    if figure:
-        save_figure(figure, Path(out, "theory.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1588,23 +1585,16 @@ def report_law(config: dict, rows: list[dict]):
         print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain made")
 
 
-def panels(rows: int, columns: int, width: float):
-    """A figure of matplotlib and its axes; without matplotlib two None, and a word on how to get it."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no pictures: they need matplotlib (pip install matplotlib)")
-        return None, None
+@contextlib.contextmanager
+def picture(path: Path, rows: int, columns: int, width: float):
+    """Axes to draw on, then a PNG small enough for a page."""
+    import matplotlib  # nothing else needs it
+    from matplotlib.figure import Figure
     matplotlib.rcParams.update({
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9,
         "axes.titlesize": 10, "legend.fontsize": 8, "legend.frameon": False})
     figure = Figure((width, 3.2 * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns)
-
-
-def save_figure(figure, path: Path):
-    """Write a PNG small enough for a page, and say where."""
+    yield figure.subplots(rows, columns)
     with explain(f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=90, pil_kwargs=dict(optimize=True))
@@ -1625,38 +1615,35 @@ def draw(runs: list, path: Path):
     """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
     for one run also its covariance beside the change of entropy, the quantiles of Table 1, and the quadrants."""
     groups, seen, single = {}, Counter(), len(runs) == 1
-    figure, axes = panels(2, 4 if single else 2, 14 if single else 9)
-    if not figure:
-        return
     for run in runs:
         label = re.sub(r"-seed\d+$", "", Path(run).resolve().name)
         groups.setdefault((label, read_config(run).get("method")), []).append(read_log(run))
-    for (label, method), logs in groups.items():
-        style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
-        seen[method] += 1
-        for axis, (key, title, unit) in zip(axes.flat, (("entropy", "Policy entropy (Eq. 5)", "nats per token"),
-                                                        ("eval_avg", "Held-out accuracy", "avg@k"),
-                                                        ("response_length", "Response length", "tokens"))):
-            series = [{r["step"]: r[key] for r in log if r.get(key) is not None} for log in logs]
-            curve(axis, series, reach=0 if key == "eval_avg" else 4, label=label, **style)
-            axis.set(title=title, xlabel="rollout step", ylabel=unit)
-        entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
-        axis = axes.flat[3]
-        axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
-        axis.scatter(entropy, accuracy, s=9, color=style["color"], alpha=0.6, linewidth=0)
-        with contextlib.suppress(UserError):  # too few points for a law
-            law, first = fit_entropy_law(entropy, accuracy), max(3, len(entropy) // 3)
-            grid = torch.linspace(min(entropy), max(entropy), 50)
-            axis.plot(grid, law.predict(grid), linewidth=1, label=f"{label}: R² {law.r2:.2f}", **style)
-            if single:
-                early = fit_entropy_law(entropy[:first], accuracy[:first])
-                axis.plot(grid, early.predict(grid), ":", color="#777777", label="fit on the first third")
-            axis.legend()
-    if single:
-        draw_covariance(axes.flat[4:], [r for r in logs[0] if r.get("cov_mean") is not None])
-    else:
-        axes.flat[0].legend()
-    save_figure(figure, path)
+    with picture(path, 2, 4 if single else 2, 14 if single else 9) as axes:
+        for (label, method), logs in groups.items():
+            style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
+            seen[method] += 1
+            for axis, (key, title, unit) in zip(axes.flat, (("entropy", "Policy entropy (Eq. 5)", "nats per token"),
+                                                            ("eval_avg", "Held-out accuracy", "avg@k"),
+                                                            ("response_length", "Response length", "tokens"))):
+                series = [{r["step"]: r[key] for r in log if r.get(key) is not None} for log in logs]
+                curve(axis, series, reach=0 if key == "eval_avg" else 4, label=label, **style)
+                axis.set(title=title, xlabel="rollout step", ylabel=unit)
+            entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
+            axis = axes.flat[3]
+            axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
+            axis.scatter(entropy, accuracy, s=9, color=style["color"], alpha=0.6, linewidth=0)
+            with contextlib.suppress(UserError):  # too few points for a law
+                law, first = fit_entropy_law(entropy, accuracy), max(3, len(entropy) // 3)
+                grid = torch.linspace(min(entropy), max(entropy), 50)
+                axis.plot(grid, law.predict(grid), linewidth=1, label=f"{label}: R² {law.r2:.2f}", **style)
+                if single and first < len(entropy):
+                    early = fit_entropy_law(entropy[:first], accuracy[:first])
+                    axis.plot(grid, early.predict(grid), ":", color="#777777", label="fit on the first third")
+                axis.legend()
+        if single:
+            draw_covariance(axes.flat[4:], [r for r in logs[0] if r.get("cov_mean") is not None])
+        else:
+            axes.flat[0].legend()
 
 
 def draw_covariance(axes, rows: list[dict]):
@@ -1775,9 +1762,13 @@ def main(arguments: list[str] | None = None) -> int:
                 policy, held_out, _ = prepare(config, train=False)
                 print(json.dumps(evaluate(config, policy, held_out)[0], indent=1))
         else:
-            rows = train(config)
+            summary(config, train(config))
             draw([config.out], Path(config.out, "report.png"))
-            summary(config, rows)
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        print("no pictures: they need matplotlib (pip install matplotlib)")  # the rest has been done
         return 0
     except UserError as error:
         message = str(error)
