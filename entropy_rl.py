@@ -1524,11 +1524,13 @@ def law_points(rows: list[dict]) -> tuple[list[float], list[float]]:
 
 
 def report(run) -> None:
-    """Print what a run's log says of the law (Eq. 6), Fig. 2, 5 and 8, Table 1 and the selected tokens."""
+    """Print what a run's log says: its end, the law (Eq. 6), Fig. 2, 5, 8, Table 1, the selected tokens, samples."""
     config, rows = read_config(run), read_log(run)
-    print(f"\n{run}: {config.get('method')}, seed {config.get('seed')}, {len(rows)} rows")
+    print("\n{}: {}, {} on {}, seed {}, {} rows".format(
+        run, *(config.get(key) for key in ("method", "model", "data", "seed")), len(rows)))
     if len(rows) < 2:
         return print("  too short to report on: no update is in the log")
+    table({"end": [rows]})
     report_law(config, rows)
     updates = [r for r in rows if r.get("cov_mean") is not None]
     if updates:
@@ -1555,6 +1557,9 @@ def report(run) -> None:
             found = [x for x in values if x is not None]
             if found:
                 print(f"    covariance of prompts with {right} right: {fmean(found):.4f}")
+    for sample in read_log(run, "samples.jsonl")[-2:]:
+        print(f"  sample: {printable(str(sample['problem']))} -> {printable(sample['response'])[:400]} "
+              f"(answer {printable(sample['answer'])}, reward {sample['reward']:.0f})")
 
 
 def report_law(config: dict, rows: list[dict]):
@@ -1572,6 +1577,9 @@ def report_law(config: dict, rows: list[dict]):
         print("    a poor fit: do not read a and b as properties of the policy")
     if max(accuracy) - accuracy[0] < 0.02:
         print("    accuracy did not rise by 0.02: this run did not learn, and its law means nothing")
+    if entropy[-1] > 1.2 * entropy[0]:
+        print("    entropy rose, an explosion: select fewer tokens (--kl-cov-fraction, --clip-cov-ratio), lower "
+              "--entropy-coef, or take fewer --updates")
     for share, name in ((0.15, "15 %"), (1 / 3, "third")):
         first = max(3, round(share * len(entropy)))
         if first < len(entropy) and max(entropy[:first]) > min(entropy[:first]):
@@ -1670,34 +1678,35 @@ def draw_covariance(axes, rows: list[dict]):
 
 
 def final(rows: list[dict]) -> list[float]:
-    """The COLUMNS at the end of a run: means over its last tenth, its last evaluation (NaN for none), all seconds."""
-    tail, evaluated = rows[-max(1, len(rows) // 10):], [r for r in rows if "eval_avg" in r] or [{}]
-    row = evaluated[-1] | dict(seconds=sum(r["seconds"] for r in rows))
-    row |= {key: fmean(r[key] for r in tail) for key in ("entropy", "response_length")}
-    return [row.get(key, math.nan) for key in COLUMNS]
+    """The COLUMNS at the end of a run, NaN for none: means over the last tenth, the last evaluation, all seconds."""
+    def known(key, rows):
+        return [r[key] for r in rows if r.get(key) is not None] or [math.nan]
+
+    ends = {key: known(key, rows)[-1] for key in COLUMNS}
+    ends |= {key: fmean(known(key, rows[-max(1, len(rows) // 10):])) for key in ("entropy", "response_length")}
+    return [*(ends | dict(seconds=sum(known("seconds", rows)))).values()]
 
 
 def table(runs: dict):
-    """Print a line for the start and one for the end of each name's logs, the means over its seeds."""
-    print(f"\n{'run':14s}" + "".join(f"{title:>10}" for title in COLUMNS.values()))
+    """Print a line for the start and one for the end of each method's logs, the means over its seeds."""
     starts = [rows[:1] for rows in next(iter(runs.values()))]
+    spread = "± over seeds" if len(starts) > 1 else "± over problems"
+    print(f"{spread:16s}" + "".join(f"{title:>9}" for title in COLUMNS.values()))
     for name, logs in (dict(before=starts) | runs).items():
         ends = torch.tensor([*map(final, logs)], dtype=torch.float64)                              # [seeds, columns]
         means = dict(zip(COLUMNS, ends.mean(0).tolist()))
         if len(logs) > 1:
             means["eval_avg_se"] = ends[:, [*COLUMNS].index("eval_avg")].std().item() / len(logs) ** 0.5
-        print(f"{name:14s}" + "".join(f"{x:10.3f}" for x in means.values()).replace("nan", "  -"))
-    print("± is the standard error over " + ("seeds" if len(starts) > 1 else "problems"))
+        print(f"{name:16s}" + "".join(f"{x:9.3f}" for x in means.values()).replace("nan", "  -"))
 
 
 def compare(given: dict):
     """Table 2 and Fig. 11 in small: every method on every seed, from the same warm policy and problems; a table and
     a picture."""
     out = given.get("out") or "runs"
-    seeds = str(given.get("seeds") or given.get("seed") or 0).split(",")
-    if not all(re.fullmatch("[0-9]+", seed.strip()) for seed in seeds):
-        raise UserError(f"--seeds {given['seeds']}: give numbers with commas, as in 0,1,2")
-    runs = [Config(**given | dict(method=method, seed=int(seed), out=f"{out}/{method}-seed{int(seed)}", resume=True))
+    with explain(f"--seeds {given.get('seeds')}: give numbers with commas, as in 0,1,2"):
+        seeds = [int(seed) for seed in str(given.get("seeds") or given.get("seed") or 0).split(",")]
+    runs = [Config(**given | dict(method=method, seed=seed, out=f"{out}/{method}-seed{seed}", resume=True))
             for seed in seeds for method in METHODS]
     done = {}
     for number, config in enumerate(runs, 1):
@@ -1705,20 +1714,6 @@ def compare(given: dict):
         done.setdefault(config.method, []).append(train(config))
     table(done)
     draw([config.out for config in runs], Path(out, "comparison.png"))
-
-
-def summary(config: Config, rows: list[dict]):
-    """What a run prints at its end."""
-    print(f"\n{config.method} on {config.data}, {config.model}, seed {config.seed}, {len(rows) - 1} steps, "
-          f"k = {config.eval_samples}")
-    table({config.method: [rows]})
-    if rows[-1]["entropy"] > 1.2 * rows[0]["entropy"]:
-        print("entropy rose above its start, an explosion: select fewer tokens (--kl-cov-fraction, "
-              "--clip-cov-ratio), lower --entropy-coef, or take fewer --updates")
-    for sample in read_log(config.out, "samples.jsonl")[-2:]:
-        print(f"sample: {printable(str(sample['problem']))} -> {printable(sample['response'])[:400]} "
-              f"(answer {printable(sample['answer'])}, reward {sample['reward']:.0f})")
-    print(f"run folder: {config.out}; next: python entropy_rl.py --report {config.out}, or --compare")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1750,11 +1745,6 @@ def main(arguments: list[str] | None = None) -> int:
         config = Config(**given)
         if config.check_theory:
             check_theory(given.get("out", "runs"))
-        elif config.report:
-            for run in config.report:
-                report(run)
-            first, alone = Path(config.report[0]), len(config.report) == 1
-            draw(config.report, first / "report.png" if alone else first.parent / "comparison.png")
         elif config.compare:
             compare(given)
         elif config.eval_only:
@@ -1762,8 +1752,12 @@ def main(arguments: list[str] | None = None) -> int:
                 policy, held_out, _ = prepare(config, train=False)
                 print(json.dumps(evaluate(config, policy, held_out)[0], indent=1))
         else:
-            summary(config, train(config))
-            draw([config.out], Path(config.out, "report.png"))
+            if not config.report:
+                train(config)
+            runs = config.report or [config.out]
+            for run in runs:
+                report(run)
+            draw(runs, Path(runs[0], "report.png") if len(runs) == 1 else Path(runs[0]).parent / "comparison.png")
         return 0
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":

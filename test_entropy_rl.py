@@ -1369,6 +1369,7 @@ def test_report_of_a_known_law(cli, tmp_path):
     ("NEVER EVALUATED", [(h, None) for h, _ in decay(9)], ["no law", "Cov (Table 1)", "quadrants"]),
     ("never learned", [(h, 0.3 + 0.01 * (i % 2)) for i, (h, _) in enumerate(decay(12))],
      ["did not learn", "poor fit"]),
+    ("exploded", decay(12)[::-1], ["explosion"]),
     ("backwards", [(h, 1 - r) for h, r in decay(12)], ["R = 0.2500 exp(H) + 0.1250", "did not learn"]),
     ("NOT NUMBERS", [(h if i % 5 else None, r if i % 7 else None) for i, (h, r) in enumerate(decay(12), 1)],
      ["R = -0.2500 exp(H) + 0.8750"]),
@@ -1393,7 +1394,7 @@ def test_training_without_matplotlib(cli, toys, tmp_path):
     """The main job needs no matplotlib."""
     toys.setitem(sys.modules, "matplotlib", None)
     status, out, _ = cli(steps=1, picture=True)
-    assert status == 0 and "pip install matplotlib" in out and "run folder" in out
+    assert status == 0 and "pip install matplotlib" in out and "most selected tokens" in out
 
 
 def test_a_run_that_is_never_evaluated(cli, toys):
@@ -1418,7 +1419,7 @@ def test_compare_trains_each_run_once(cli, toys, tmp_path):
     toys.setattr(er, "rollout_step", None)
     again, second, _ = cli(**settings)
     assert again == 0 and {p: p.read_bytes() for p in logs} == logs
-    table_of = lambda text: text[text.index("\nrun "):text.index("picture")]
+    table_of = lambda text: text[text.index("\n± "):text.index("picture")]
     assert table_of(out) == table_of(second)
 
 
