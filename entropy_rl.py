@@ -145,10 +145,9 @@ class Config:
     eval_only: bool = setting(False, "no training: evaluate --model")
 
     def __post_init__(self):
-        if self.clip_low is None:
-            self.clip_low = CLIP.get(self.method, (0.2, 0.2))[0]
-        if self.clip_high is None:
-            self.clip_high = CLIP.get(self.method, (0.2, 0.2))[1]
+        below, above = CLIP.get(self.method, (0.2, 0.2))
+        self.clip_low = below if self.clip_low is None else self.clip_low
+        self.clip_high = above if self.clip_high is None else self.clip_high
         self.threads = self.threads or torch.get_num_threads()
         self.out = self.out or f"runs/{self.method}-seed{self.seed}"
         for f in fields(self):
