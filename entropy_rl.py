@@ -659,6 +659,7 @@ def read_rows(source: str, split: str):
     """A data file or Hugging Face data set id as (rows, whether the same rows serve training and evaluation)."""
     import datasets
     datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # as in main; its import has set another
     path = Path(source)
     kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
     if kind or path.exists():
@@ -1737,7 +1738,7 @@ def parse(arguments: list[str] | None) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the flags say; the exit status."""
-    for library in ("datasets", "transformers", "huggingface_hub"):
+    for library in ("transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # their lines would stand before ours
     try:
         given = parse(arguments)

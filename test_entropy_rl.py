@@ -1177,12 +1177,15 @@ def test_bad_input_ends_with_one_line(cli, wrong, monkeypatch, arguments):
         (wrong / "boom").unlink(missing_ok=True)
 
 
-def test_a_bad_flag_in_a_shell(tmp_path):
-    """The script itself, as a user starts it: status 2 and one line, nothing written."""
-    command = [sys.executable, er.__file__, "--method", "ppo"]
+@pytest.mark.parametrize("arguments,word", [("--method ppo", "kl_cov"),
+                                            ("--eval-only --data prose.jsonl", "JSON")])
+def test_bad_input_in_a_shell(tmp_path, wrong, arguments, word):
+    """The script itself, as a user starts it: status 2 and one line, no library's own, nothing written."""
+    shutil.copy(wrong / "prose.jsonl", tmp_path)
+    command = [sys.executable, er.__file__, *arguments.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "kl_cov" in done.stderr and not done.stdout
-    assert not list(tmp_path.iterdir())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and word in done.stderr and not done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["prose.jsonl"]
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_the_warm_up(cli, monkeypatch, wrong):
