@@ -216,121 +216,108 @@ def cpu_threads(count: int):
 # 2. The reward: a verifier (Sec. 2.1)
 
 def extract_answer(text):
-    """The final answer of a response: the content of its last \\boxed{} or \\fbox{} with balanced braces (also
-    `\\boxed 7`), else the last line `#### n`, else what follows the last "answer is" or "answer:", else None.
-    <think>...</think> does not count; an unclosed <think> hides the rest, a stray </think> what came before."""
+    """The final answer of a response: the content of its last \\boxed{} or \\fbox{} with balanced braces, else of
+    `\\boxed 7`, else the last line `#### n`, else what follows the last "answer is" or "answer:", else None. Only
+    what comes after the last </think> and before an unclosed <think> counts."""
     ### BEGIN SOLUTION
     if not isinstance(text, str):
         return None
-    text = re.sub(r"(?is)<think>.*?(?:</think>|\Z)", "", text)
-    text = re.split(r"(?i)</think>", text)[-1][-300000:]
-    answer, start, opened = None, -1, []        # opened: where the content of a box begins, or None for another brace
-    for token in re.finditer(r"(?s)\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s${}]+)?|\\.|[{}]", text):
-        if token[0] == "{" or token[1] == "{":
-            opened.append(token.end() if token[1] else None)
-        elif token[0] == "}":
-            begin = opened.pop() if opened else None
-            if begin is not None and begin > start:
-                answer, start = text[begin:token.start()], begin
-        elif token[1]:
-            answer, start = token[1].strip(".,;"), token.start()
-    if answer is None:
-        lines = [line.split("####")[-1] for line in text.split("\n") if "####" in line]
-        numbers = [line for line in lines if re.search("[0-9]", line) and not re.search("[A-Za-z]", line)]
-        phrases = re.split("(?i)answer is|answer:", text)[1:]
-        sentences = [re.split(r"\.\s|\.$|\n", phrase.strip(" :*\n"))[0].strip(" *") for phrase in phrases[-1:]]
-        answer = (numbers or sentences or [None])[-1] or None
-    return answer and answer.strip()
+    text = text.rpartition("</think>")[2].partition("<think>")[0][-300000:]
+    start, end, opened = 0, 0, []
+    for token in re.finditer(r"(?s)\\(?:boxed|fbox)\s*\{|\\.|[{}]", text):
+        if token[0][-1] == "{" and token[0] != r"\{":
+            opened.append(token)
+        elif token[0] == "}" and opened:
+            brace = opened.pop()
+            if brace[0] != "{" and brace.end() > start:
+                start, end = brace.end(), token.start()
+    if start:
+        return text[start:end].strip()
+    for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)", r"(?m)####([^A-Za-z#\n]*[0-9][^\w#\n]*)$",
+                    r"(?is)\A.*answer(?: is|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n)"):
+        if found := re.findall(pattern, text):
+            return found[-1].strip(" *.,;") or None
+    return None
     ### END SOLUTION
 
 
-# Step 1: one plain notation for every spelling. Sets are ⦃ ⦄, matrices ⟦ ⟧ with rows ended by ¶, words stand in
-# "quotes" (bare letters are variables), ";" joins answers ("and", "or", the union sign), ⊕ adds up a mixed number.
-_SYMBOLS = str.maketrans(dict(zip("−–×·⋅÷∪⟨⟩º", "--***/;()°")) | {"√": "\\sqrt ", "ℝ": "(-∞,∞)", '"': " "} |
-                         {digit: f"^{value}" for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
-_MACROS = {macro: meaning for meaning, macros in {
-    "": "left right big Big bigl bigr Bigl Bigr displaystyle textstyle mathbf mathbin angle ! ( ) [ ]",
-    " ": ", ; : > quad qquad", "%": "%", "$": "$", "¶": "\\", "*": "cdot times", "/": "div", "±": "pm", "≈": "approx",
-    "∞": "infty", "°": "circ degree", "≤": "le leq", "≥": "ge geq", "<": "lt", ">": "gt", "∈": "in", ";": "cup",
-    "⦃": "{ lbrace", "⦄": "} rbrace", "|": "| vert lvert rvert", "(": "langle", ")": "rangle", "...": "ldots dots",
-    "\\frac": "dfrac tfrac cfrac", "\\binom": "dbinom tbinom", "\\text": "textbf textit textrm mathrm mbox",
-}.items() for macro in macros.split()} | {" ": " "}
-_WORDS = dict(zip("zero one two three four five six seven eight nine".split(), "0123456789")) | {
-    "and": ";", "or": ";", "infinity": "∞", "percent": "%", "degree": "°", "degrees": "°", "ten": "10",
-    "thousand": "*10^3", "million": "*10^6", "billion": "*10^9"}
-_UNITS = dict(pair.split(":") for pair in (     # one spelling for each unit, after a plural s is dropped
-    "cm:cm centimeter:cm mm:mm km:km kilometer:km m:m meter:m inche:inch in:inch feet:foot ft:foot s:s second:s "
-    "hour:h minute:min min:min kg:kg usd:dollar $:dollar €:euro £:pound am:am pm:pm square:2 sq:2 per:").split())
-_NO_UNITS = set("not no than more less least most plus minus half dozen squared cubed so".split())
+# Step 1: one plain notation for every spelling: tokens parted by spaces. Sets are ⦃ ⦄, matrices ⟦ ⟧ with rows ended
+# by ¶; a comma joins answers ("and", "or", the union sign); words and units stand in "quotes", other letters are
+# variables, functions or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
 _FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan exp".split()} | {
     "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10, "abs": abs,
-    "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
+    "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z),
+    "frac": operator.truediv, "binom": lambda n, k: _factorial(n) / _factorial(k) / _factorial(n - k)}
+_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
 _KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
+_PLAIN = {spelling: plain for plain, spellings in {
+    "": r"\left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \mathbf \mathbin \angle \!",
+    " ": r"~ \( \) \[ \] \, \: \; \> \quad \qquad", "$": r"\$", "¶": "\\\\", "-": "− –", "*": r"\cdot \times × · ⋅",
+    "/": r"\div ÷ per", "±": r"\pm", "=": r"\in ∈", "≈": r"\approx", "∞": r"\infty infinity", "...": r"\ldots \dots",
+    "≤": r"\le \leq", "≥": r"\ge \geq", "<": r"\lt", ">": r"\gt", ",": r"\cup ∪ ; and or", "⦃": r"\{ \lbrace",
+    "⦄": r"\} \rbrace", "(": r"\langle ⟨", ")": r"\rangle ⟩", "|": r"\| \vert \lvert \rvert", "\\mathbb R": "ℝ",
+    "\\text": r"\textbf \textit \textrm \mathrm \mbox", " frac ": r"\dfrac \tfrac \cfrac", "\\sqrt ": "√",
+    " binom ": r"\dbinom \tbinom", '"%"': "percent", "°": r"\circ \degree degree º", '"$"': "dollar usd",
+    '"€"': "euro", '"£"': "pound", '"square"': "sq", '"cm"': "cm centimeter", '"mm"': "mm",
+    '"km"': "km kilometer", '"kg"': "kg", '"m"': "meter", '"inch"': "in inche", '"foot"': "feet ft", '"am"': "am",
+    '"pm"': "pm", '"s"': "sec second", '"h"': "hour", '"min"': "min minute", "*10^3": "thousand", "*10^6": "million",
+    "*10^9": "billion", "10": "ten"}.items() for spelling in spellings.split()} | {
+    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())} | {
+    f"\\{name}": f" {name} " for name in _KNOWN.split("|")} | {"\\ ": " ", '"': " "}
+_SYMBOLS = str.maketrans({spelling: plain for spelling, plain in _PLAIN.items() if not re.match(r"\w|\\.", spelling)})
 
 
 def _word(match):
-    """A quoted or bare run of letters is a symbol, a function, a word, or else a product of variables."""
-    word, bare = match[0].strip('"'), match[0][0] != '"'
-    letters = bare and len(word) <= 3 and word.lower() not in _UNITS
-    known = bare and re.fullmatch(rf"\\.*|[a-z]?(?:{_KNOWN})[a-zA-Z]?", word)
-    return f" {_WORDS[word.lower()]} " if word.lower() in _WORDS else word if letters or known else f' "{word}" '
+    """A run of letters is in the table, or a word (quoted letters are), or a product of names and variables."""
+    word = re.sub("(?<=[^us])s$", "", match[0].strip('"').lower())
+    if word in _PLAIN:
+        return f" {_PLAIN[word]} "
+    if match[0][0] != '"' and (len(match[0]) <= 3 or re.fullmatch(f"[a-z]?({_KNOWN})[a-zA-Z]?", match[0])):
+        return " ".join(re.findall(f"{_KNOWN}|.", match[0]))
+    return match[0] if match[0][0] == "\\" or len(word) == 1 else f' "{word}" '
 
 
-_UNIT = re.compile(r"""[$€£]|(?<=[\w)}])(?: ?[/*]? ?"(?:[^\W\d_]{2,}|base [0-9]+|[mghsL])"(?: ?\^ ?\{?[23]\}?)?|"""
-                   r" ?[%°])+")
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\s+|(?<!\\)\$|~", " "), (r"^ *\*\*([^*]*)\*\* *$", r"\1"), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
+    (r"\s+|(?<!\\)\$", " "), (r"\\?%", ' "%" '), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
     (r"[α-ωΑ-Ω]", lambda char: "\\%s " % unicodedata.name(char[0]).split()[-1].lower()),
-    (r"\\mathbb ?\{?R\}?", "(-∞,∞)"), (r"\\end *\{\w*(?:matrix|array)\}", "⟧"),
-    (r"\\begin *\{\w*(?:matrix|array)\}(?: *\{[lcr|]*\})?", "⟦"),
-    (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""), (r"\{,\}", "."),                  # 1,\!000 1{,}000 3{,}14
-    (r"\\([A-Za-z]+|.)", lambda macro: _MACROS.get(macro[1], macro[0])), (r"\^ ?\{ ?° ?\}|\^ ?°", "°"),
-    (r"\b([apAP])\.\s?[mM]\b\.?", r"\1m"), (r"[(\[] *⟦", "⟦"), (r"(?:¶ *)?⟧ *[)\]]|¶ *⟧", "⟧"),
-    (r"\\text ?\{([^{}0-9]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r"\\text ?\{([^{}]*)\}", r" \1 "), (r"([)\]]) ?U ?(?=[(\[])", r"\1;"), (r"^ ?[A-Za-z] ?(?:∈| in )", ""),
-    (r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]{2,}', _word), (r" +", " "), (r"[ ,]*;[ ,;]*", ";"),
+    (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""), (r"\{,\}", "."), (r"\\mathbb ?\{?R\}?", "(-∞,∞)"),
+    (r"\\([A-Za-z]+|.)", lambda macro: _PLAIN.get(macro[0], macro[0])), (r"\^ ?(?:°|\{ ?° ?\})", "°"),
+    (r"\\begin ?\{\w*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"(?:¶ ?)?\\end ?\{\w*(?:matrix|array)\}", "⟧"),
+    (r"(?i)\b([ap])\.\s?m\b\.?", r"\1m"), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\|([^|]*)\|", r" abs(\1)"),
+    (r"(sin|cos|tan) *\^ ?\{-1\}", r"arc\1"), (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"),
+    (r"([0-9].*)≈.*", r"\1"), ("≈", "="), (r"([$€£]) ?(-? ?[0-9.,]+)", r'\2"\1"'),      # $5 is 5 $
+    (r"\\text ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
      lambda number: number[0].replace(number[1], "")),                                  # 1,234 but not (1,234)
-    (r"(?<!\w) | (?!\w)", ""),                                                         # spaces part words and digits
     (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9}\.\.\.", r"\1\\overline{\2}"),                    # 0.1666...
-    (r"([0-9]*\.([0-9]*))\\overline ?\{([0-9]+)\}",                                     # 0.1\overline{6} = 0.1 + 6/90
-     lambda number: f"({number[1]}0⊕{number[3]}/{'9' * len(number[3])}{'0' * len(number[2])})"),
-    (r"\\overline", ""), (r"^[ ,;:]+|[ .,;:]+$", ""), (r"\\(sin|cos|tan) ?\^ ?\{-1\}", r"\\arc\1"),
-    (r"([0-9]) ?\* ?10 ?\^ ?(?:\{(-?[0-9]{1,3})\}|(-?[0-9]{1,3}))(?![0-9])", r"\1e\2\3"),
-    (r"\\frac ?([0-9])", r"\\frac{\1}"), (r"(\\frac ?\{[0-9]+\}) ?([0-9])", r"\1{\2}"), # \frac12, \frac{1}2
-    (r"(?<![0-9.^_/])([0-9]+) ?(\\frac ?\{[0-9]+\} ?\{[0-9]+\}|(?<= )[0-9]+ ?/ ?[0-9]+(?![0-9.]))", r"(\1⊕\2)"),
-    (r"^([0-9]+) ?\+ ?(\\frac ?\{[0-9]+\} ?\{[0-9]+\})$", r"\1⊕\2"), (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"(?<![A-Za-z])([fghPE])(?:\^\{?-1\}?)? ?\([^()]*\) ?=", r"\1="), (r"^([^0-9≈]*)≈", r"\1="), (r"≈.*|^=", ""),
-    (r"^([^=]*[0-9)][^=]*)= ?([A-Za-z])$", r"\2=\1"),                                   # 5 = x
-    (r'^(-?)[({]*([0-9]+)[)}]* ?(?:_|"base") ?\{? ?(?:"base" ?)?([0-9]{1,2}) ?\}*$', r'\1\2 "base \3"'))]
+    (r"([0-9]*\.([0-9]*))\\overline ?\{([0-9]+)\}",                                     # 0.1 and 6/90
+     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
+    (r"frac *(?:\{([0-9]+)\}|([0-9])) ?(?:\{([0-9]+)\}|([0-9]))", r" \1\2⁄\3\4 "),
+    (r"^ ?([0-9]+) ?\+ +([0-9]+⁄[0-9]+) ?$", r"\1 \2"), (r'"[^"]*"|\\?[A-Za-z]{2,}', _word),
+    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
+    (r"((?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
+    (r'"square" +("[^"]*")', r"\1^2"), (r'"cubic" +("[^"]*")', r"\1^3"))]
+_TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|\\[A-Za-z]+|
+    [a-z]{2,}|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE](?:-?[0-9]{1,3}|\+[0-9]{2,3})(?![0-9]))?|
+    [A-Za-z](?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
+_MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
 def _normalise(text):
-    """The plain text without its units, and the set of these: cm^2, "square centimeters" and "sq cm" are the same."""
-    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS))
+    text = unicodedata.normalize("NFKC", re.sub("[⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip(" *").translate(_SYMBOLS)))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-        _need(len(text) < 3 * _MAX_TEXT)
-    words = re.findall(r"[^\W\d_]+|[0-9]+|[%°$€£]", " ".join(_UNIT.findall(text)).lower())
-    words = [_UNITS.get(word, _UNITS.get(word.rstrip("s"), word.rstrip("s"))) for word in words]
-    in_value = _NO_UNITS & set(words) or re.search("sin|cos|tan", _UNIT.sub("", text))      # \sin 30°, "5 not"
-    in_value = in_value or not re.search("[0-9]|pi|∞", text)
-    return (text, set()) if in_value else (_UNIT.sub(" ", text).strip(), set(words) - {""})
+    plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
+    return plain.lstrip(" ,:=").rstrip(" ,.:")
 
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
-# float; a word; or the tuple of a kind and its entries: "list", "=", ":" (ratio), "&" (row), or brackets like "[)".
-_BINDING = {";": 1, ",": 1, "¶": 1, "&": 2} | dict.fromkeys("=<>≤≥", 3) | {":": 4} | dict.fromkeys("+-⊕", 5) | {
-    "*": 6, "/": 6, "^": 8, "!": 9, "°": 9}
+# float; a word; or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row), "=", brackets like "[)".
+_BINDING = {"!": 9, "^": 8, "*": 6, "/": 6, "+": 5, "-": 5, ":": 4, "=": 3, "<": 3, ">": 3, "≤": 3, "≥": 3, "&": 2,
+            "¶": 1, ",": 1}
 _PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
-_ARITHMETIC = {"+": operator.add, "⊕": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-_BRACKETS, _CLOSERS, _DIGITS = {"(": ")", "[": "]", "{": "}", "⦃": "⦄", "⟦": "⟧"}, set(")]}⦄⟧"), set(".0123456789")
-_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, '"e"': complex(math.e), '"i"': 1j}
-_TOKEN = re.compile(r'"[^"]*"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE](?:-?[0-9]{1,3}|\+[0-9]{2,3})(?![0-9]))?'
-                    rf"|\\?(?:{_KNOWN})|\\[A-Za-z]+|[A-Za-z](?:_(?:\w|\{{\w+\}}))?'*|\S")
-_VARIABLE = re.compile(r"""[A-Za-z](?:_\{?\w+\}?|')'*|"?[A-Za-df-hj-z]"?|∞|\\(?:var)?(?:[Aa]lpha|[Bb]eta|[Gg]amma|"""
-                       r"[Dd]elta|epsilon|[Tt]heta|[Ll]ambda|mu|nu|rho|[Ss]igma|tau|[Pp]hi|[Pp]si|[Oo]mega)")
-_MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
+_OPERATORS = {"+": operator.add, "/": operator.truediv} | dict.fromkeys("-=<≤", operator.sub)
+_VARIABLE = re.compile(r"""\\.+|∞|[A-Za-df-hj-z]|"(?![ei]").*|[A-Za-z][_'].*""")
 
 
 def _need(condition):
@@ -343,180 +330,165 @@ def _factorial(value):
     return Fraction(math.factorial(int(value)))
 
 
-def _power(base, exponent, point):
-    exact, exact_exponent = isinstance(base, Fraction), isinstance(exponent, Fraction)
-    if exact_exponent and exponent.denominator == 1:
-        _need(not exact or abs(exponent) * (base.numerator * base.denominator).bit_length() < _MAX_BITS)
-        return base ** int(exponent)
-    if exact and base < 0 and exact_exponent and exponent.denominator % 2:      # the cube root of -8 is -2
-        return complex((-1) ** exponent.numerator * float(-base) ** float(exponent))
-    _need(point is None or not exact or base >= 0)                              # variables are real
-    return complex(base) ** complex(exponent)
-
-
 def _entries(value, kind):
     return value[1:] if isinstance(value, tuple) and value[0] == kind else (value,)
 
 
-def _operand(tokens, point):
-    """A number, a variable, a word, what stands in brackets, or a function with its arguments."""
-    token = tokens.pop()
-    name = token.lstrip("\\")
-    if token[0] in _DIGITS:
-        return Fraction(token)
-    if _VARIABLE.fullmatch(token):      # a fixed pseudo-random value: positive, in (0, 1), of any sign, negative
-        code = zlib.crc32(f"{re.sub(r'[^0-9A-Za-z_∞]', '', token)}/{point}".encode())
-        size = Fraction(5 + code % 92, 101 if point == 1 else 1)
-        return -size if point == 3 or point == 2 and code & 256 else size
-    if token[0] == '"' or name in _CONSTANTS:
-        return _CONSTANTS.get(name, name)
-    if token in "+-":
-        return _parse(tokens, point, _PREFIX) * Fraction(f"{token}1")
-    if token in _BRACKETS:          # ( ) or [ ] or a mix around entries make a tuple or an interval, ⦃ ⦄ a list
-        value, pair = _parse(tokens, point), token + tokens.pop()
-        kind = value[0] if isinstance(value, tuple) else None
-        if kind == "list" and token in "([" and pair[1] in ")]":
-            return (pair, *value[1:])
-        _need(pair[1] == _BRACKETS[token])
-        return ("()", *value[1:]) if kind == "¶" else value                 # rows; a column is a point
-    if name in ("frac", "binom"):
-        top, bottom = _operand(tokens, point), _operand(tokens, point)
-        return top / bottom if name == "frac" else _factorial(top) / _factorial(bottom) / _factorial(top - bottom)
-    if name == "sqrt":
-        index = _operand(tokens, point) if tokens[-1] == "[" else Fraction(2)
-        return _power(_operand(tokens, point), 1 / index, point)
-    marks = {}                      # \sin^2 x, \log_2 8
-    while tokens[-1] in ("^", "_"):
-        mark = tokens.pop()
-        marks[mark] = _operand(tokens, point)
-    argument = _operand(tokens, point) if tokens[-1] in _BRACKETS else _parse(tokens, point, _ARGUMENT)
-    value = _FUNCTIONS[name](argument) / (cmath.log10(marks["_"]) if "_" in marks else 1)
-    _need(point is None or not value.imag or argument.imag)                 # variables are real
-    return value ** marks.get("^", 1)
+def _combine(token, left, right):
+    if token in ",:&¶":
+        return (token, *_entries(left, token), *_entries(right, token))
+    if token in ">≥":
+        return _combine("<≤"[token == "≥"], right, left)
+    _need(tuple not in (type(left), type(right)))
+    bits, more = [(value.numerator * value.denominator).bit_length() if isinstance(value, Fraction) else 0
+                  for value in (left, right)]
+    _need((bits * abs(right) if token == "^" else bits + more) < _MAX_BITS)
+    if token != "^":                        # of a relation, the difference of the sides counts
+        value = _OPERATORS.get(token, operator.mul)(left, right)
+        return (token, value) if token in "=<≤" else value
+    if more and right.denominator == 1:
+        return left ** int(right)
+    if more and right.denominator % 2 and bits and left < 0:        # the cube root of -8 is -2
+        return (-1) ** right.numerator * complex(-left) ** complex(right)
+    return complex(left) ** complex(right)
 
 
-def _parse(tokens, point, binding=0):
-    """The value of a reversed token list, up to an operator that does not bind tighter than `binding`."""
-    left = _operand(tokens, point)
-    while tokens and tokens[-1] not in _CLOSERS:
-        token = tokens[-1] if tokens[-1] in _BINDING else ""                # "": a product without sign
-        strength = _BINDING.get(token, _PRODUCT)
-        if not token and binding == _ARGUMENT and tokens[-1].lstrip("\\") not in _FUNCTIONS:
-            strength = _PREFIX
-        if strength <= binding:
-            break
-        _need(tokens.pop() if token else tokens[-1][0] not in _DIGITS)      # "2 3" is no product
-        if token in ("!", "°"):
-            left = _factorial(left) if token == "!" else left * (math.pi / 180)
-        else:
-            left = _combine(token or "*", left, _parse(tokens, point, strength - (token == "^")), point)
-    return left
+def _evaluate(tokens, point):
+    """The value of a reversed list of tokens. A variable or word has a pseudo-random value at each sample point."""
 
+    def operand():
+        token = tokens.pop()
+        if token[0] in ".0123456789":
+            return sum(map(Fraction, token.split("_")))
+        if _VARIABLE.fullmatch(token):      # positive, in (0, 1), of any sign, negative
+            code = zlib.crc32(f"{re.sub(r'[{}]', '', token.strip(chr(34)))}/{point}".encode())
+            return Fraction((5 + code % 92) * (1, 1, 1 - (code >> 7 & 2), -1)[point], 101 if point == 1 else 1)
+        if token.strip('"') in _CONSTANTS:
+            return _CONSTANTS[token.strip('"')]
+        if token in "+-":
+            return parse(_PREFIX) * (-1 if token == "-" else 1)
+        if token in "([{⦃⟦":
+            value, pair = parse(), token + tokens.pop()
+            entries = _entries(value, "¶" if pair == "⟦⟧" else ",")
+            if pair == "⟦⟧" or len(entries) > 1 and pair in ("()", "[]", "(]", "[)"):   # a column is a point
+                return ("()" if pair == "⟦⟧" else pair, *entries)
+            _need(pair in ("()", "[]", "{}", "⦃⦄"))
+            return value
+        if token in ("frac", "binom"):
+            return _FUNCTIONS[token](operand(), operand())
+        base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
+        argument = operand() if tokens[-1] in "([{" or token == "sqrt" else parse(_ARGUMENT)
+        if token == "sqrt":
+            return _combine("^", argument, 1 / (base or Fraction(2)))
+        return (_FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1)) ** (power or 1)
 
-def _combine(token, left, right, point):
-    if token in ",;:&¶":
-        kind = "list" if token in ",;" else token
-        return (kind, *_entries(left, kind), *_entries(right, kind))
-    _need(not isinstance(left, (tuple, str)) and not isinstance(right, (tuple, str)))
-    if token in "=<>≤≥":            # the difference of the sides counts
-        return {">": "<", "≥": "≤"}.get(token, token), right - left if token in ">≥" else left - right
-    value = _power(left, right, point) if token == "^" else _ARITHMETIC[token](left, right)
-    exact = isinstance(value, Fraction)
-    _need((value.numerator * value.denominator).bit_length() < _MAX_BITS if exact else cmath.isfinite(value))
-    return value
+    def parse(binding=0):
+        """The value up to an operator that does not bind tighter than `binding`, or a closing bracket."""
+        left = operand()
+        while tokens and tokens[-1] not in ")]}⦄⟧":
+            token = tokens[-1]
+            product = _PREFIX if binding == _ARGUMENT and token not in _FUNCTIONS else _PRODUCT
+            if (strength := _BINDING.get(token, product)) <= binding:
+                break
+            _need(token[0] not in ".0123456789" or "/" in token)        # "2 3" is no product
+            if token in _BINDING:
+                tokens.pop()
+            left = _factorial(left) if token == "!" else _combine(token, left, parse(strength - (token == "^")))
+        return left
+
+    return parse()
 
 
 @lru_cache(maxsize=1024)
 def _read(text):
-    """The values at the sample points (one if there are no variables); of a relation, those up to a factor."""
+    """The value at each sample point where there is one (the only point is None if there are no variables)."""
+    _need(text.count("±") <= 3 and text.count(" ") < _MAX_TOKENS)
     if "±" in text:                 # the list of the answers for both signs
-        _need(text.count("±") <= 3)
-        both = zip(*[_read(text.replace("±", sign, 1)) for sign in "+-"])
-        merged = [None if None in pair else _entries(pair[0], "list") + _entries(pair[1], "list") for pair in both]
-        return [entries and ("list", *dict.fromkeys(entries)) for entries in merged]
-    tokens, values = _TOKEN.findall(text), []
-    _need(len(tokens) <= _MAX_TOKENS)
-    variables = any(_VARIABLE.fullmatch(token) for token in tokens)
-    for point in range(4) if variables else [None]:
-        try:
-            stack = tokens[::-1]
-            values.append(_parse(stack, point))
-            _need(not stack)
-        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
-            values[point or 0:] = [None]        # it has no value there, or is no expression at all
-    if isinstance(values[0], tuple) and values[0][0] in "=<≤" and values[0][1]:
-        scale = values[0][1] if values[0][0] == "=" else abs(values[0][1])
-        values = [value and (value[0], value[1] / scale) for value in values]
+        plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
+        return {point: (",", *dict.fromkeys(_entries(plus[point], ",") + _entries(minus[point], ",")))
+                for point in plus.keys() & minus}
+    values = {}
+    for point in range(4) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
+        tokens = text.split()[::-1]
+        with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
+            value = _evaluate(tokens, point)
+            real = point is None or "i" in text.split() or not isinstance(value, complex) or abs(value.imag) < 1e-9
+            _need(not tokens and real)                                          # variables are real
+            if isinstance(value, tuple) and value[0] in "=<≤" and value[1]:     # relations may be scaled
+                scale = scale if values else value[1] if value[0] == "=" else abs(value[1])
+                value = value[0], value[1] / scale
+            values[point] = value
     return values
 
 
 # Step 3: one comparison of values.
 def _same(prediction, gold):
-    if isinstance(prediction, tuple) and isinstance(gold, tuple):
-        rest = list(gold)           # the kind comes first, and the order counts, except in a list
+    kinds = {type(prediction), type(gold)}
+    if kinds == {tuple}:            # the kind comes first, and the order counts, except in a list
+        rest = list(gold)
         for item in prediction:
             found = next((index for index, other in enumerate(rest) if _same(item, other)), None)
-            if found is None or found > 0 and gold[0] != "list":
+            if found is None or found > 0 and gold[0] != ",":
                 return False
             del rest[found]
         return not rest
-    exact = isinstance(prediction, Fraction) and isinstance(gold, Fraction)
-    if exact or isinstance(prediction, (tuple, str)) or isinstance(gold, (tuple, str)):
+    if kinds == {Fraction} or kinds & {tuple, str}:
         return prediction == gold
     # floats to 1e-10, and a float equals a fraction only if that is a simple one
     simple = all(value.denominator < 20000 for value in (prediction, gold) if isinstance(value, Fraction))
-    return simple and abs(prediction - gold) <= (1e-10 * abs(gold) if prediction and gold else 1e-13)
+    return simple and abs(prediction - gold) <= (1e-10 * min(abs(prediction), abs(gold)) or 1e-13)
 
 
-_STATED = re.compile(r'(?:^|(?<=[,;])) ?(?!-)(\([A-Za-z, ]+\) ?|⟦[A-Za-z¶ ]+⟧ ?|(?:_\{?\w\}?|[^0-9=,;()])+)=(?! ?\1)')
-_WORKED = re.compile(r"(?<![0-9][eE])(?<=[\w)}!]) ?[-+*]|[0-9)}] ?\(")
+_STATED = re.compile(r"(?:^|(?<=, ))((?:\( [^()0-9]*\) |(?<=[fghPE] )\( [0-9]+ \) |⟦ [^⟧0-9]*⟧ |\^ \{ - 1 \} |"
+                     r"[^-0-9=,()⟦⟧ ]\S* )+)= (?!\1)")            # the names in "x = 1, x = 2"
+_UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ (?:\{ )?[23](?: \})?)?)+')
+_NO_UNIT = re.compile('"(?:not|no|than|more|less|least|most|plus|minus|half|dozen|squared|cubed|so)"|"base(?!10")')
+_WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] \(")
 
 
 def _same_text(prediction, gold):
-    """Whether two plain texts have the same values."""
-    values, gold_values = _read(prediction), _read(gold)
-    pairs = [pair for pair in zip(values, gold_values) if None not in pair]
-    exact = len(gold_values) == 1 and isinstance(gold_values[0], Fraction)
-    copied = exact and _WORKED.search(prediction) and not _WORKED.search(gold)
-    return len(values) == len(gold_values) and not copied and bool(pairs) and all(_same(*pair) for pair in pairs)
+    """Whether two plain texts have the same values, and the prediction does not leave the sum of a number undone."""
+    values, golds, number = _read(prediction), _read(gold), _read(_UNIT.sub("", gold)).get(None)
+    worked = isinstance(number, Fraction) and _WORKED.search(prediction) and not _WORKED.search(gold)
+    shared = values.keys() & golds
+    return bool(shared) and not worked and all(_same(values[point], golds[point]) for point in shared)
 
 
 def answers_match(prediction, gold):
     """Whether a predicted answer means the same as the reference answer `gold`. Never raises; only text matches.
 
-    - Exact: 0.33 is not 1/3, 3.14 is not pi. Unreduced 6/8 is 3/4; factored, expanded and reordered are the same.
-    - Where the gold is a plain number, a sum, difference or product left to do (`2+3` for 5) is the question copied
-      and refused. Powers, roots, binomials, scientific notation and mixed numbers are numbers.
-    - A missing unit is fine on either side, a different one is not, and none is converted (5 cm is not 50 mm).
-      25% is 25 as well as 0.25. The prediction may leave out the base, but not state another.
+    - Exact: 0.33 is not 1/3, 3.14 is not pi; 6/8 is 3/4; factored, expanded and reordered are the same.
+    - For a plain number, a sum, difference or product left to do (`2+3` for 5) is refused: the question copied.
+    - A missing unit or base is fine, a different one is not, none is converted. 25% is 25 as well as 0.25.
     - `x = 5` and `x + y = 5` state 5, unless the gold names another variable. Relations may be rearranged or scaled.
-    - Several answers match only a gold of as many, in any order; tuples, intervals and matrices keep order and
-      ends. A column vector may be written as a point; [1, 2] is an interval; 3:4 is not 3/4.
-    - Variables are real and keep name and case; words ignore case.
-    What cannot be read within bounds (length, depth, size of numbers) is compared as normalised text."""
+    - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends. A column
+      vector may be written as a point; [1, 2] is an interval; 3:4 is not 3/4.
+    - Variables are real and keep name and case; words ignore case. What cannot be read is compared as text."""
     if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
         return False
     if prediction.split() == gold.split() or max(len(prediction), len(gold)) > _MAX_TEXT:
         return prediction.split() == gold.split()
     try:
-        (prediction, unit), (gold, gold_unit) = _normalise(prediction), _normalise(gold)
-        if unit and unit != gold_unit and (gold_unit or "base" in unit and "10" not in unit):
-            return False
-        words, gold_words = [re.sub(r'["().\s]', "", text.casefold()) for text in (prediction, gold)]
-        if prediction == gold or '"' in gold and words == gold_words and not re.search("[0-9]", gold):
-            return re.search(r"\w|∞", gold) is not None
-        if re.fullmatch(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+", prediction) and "," not in gold:
-            prediction = prediction.replace(",", "")       # "12, 650" is a list, unless one answer is asked for
-        if _same_text(prediction, gold):
+        gold = _normalise(gold)
+        if "," not in gold:         # "12, 650" is a list, unless one answer is asked for
+            prediction = re.sub(r"(?<=[0-9]),(?:\\?\s|\\,)+(?=[0-9]{3}(?![0-9]))", ",", prediction)
+        prediction = _normalise(prediction)
+        words, answer = [re.sub(r'["(){} ]', "", text.casefold()) for text in (prediction, gold)]
+        if answer and words == answer and (prediction == gold or '"' in gold and not re.search("[0-9]", gold)
+                                           or not _read(gold)):
             return True
-        names, gold_names = [set(re.findall("(?:^|[,;]) ?([A-Za-z]) ?=", text)) for text in (prediction, gold)]
-        if names and gold_names and (names != gold_names or len(names) > 1):
-            return False
-        if not re.match("[^=]*[-+*/^|].*=", gold):          # the gold x + y = 5 is a line and does not state 5
-            gold = _STATED.sub("", gold)
-        prediction = _STATED.sub("", prediction)
-        percent = f"({prediction})/{100 if unit else 0.01}" if unit ^ gold_unit == {"%"} else prediction
-        return _same_text(prediction, gold) or _same_text(percent, gold)
+        forms = [(prediction, gold)]
+        names, gold_names = [set(re.findall("(?:^|, )([A-Za-z]) =", text)) for text in (prediction, gold)]
+        if not names or not gold_names or names == gold_names and len(names) == 1:
+            line = re.match("[^=]*[-+*/^|].*=", gold)       # the gold x + y = 5 is a line and does not state 5
+            stated = [_STATED.sub("", f"{text} ").strip() for text in (prediction, gold)]
+            forms.append((stated[0], gold if line else stated[1]))
+        unit, gold_unit = [" ".join(_UNIT.findall(text)) for text in (prediction, gold)]
+        if '"%"' in unit + gold_unit:
+            forms += [[text.replace('"%"', "/ 100") for text in form] for form in forms]
+        if not unit or not gold_unit and not _NO_UNIT.search(unit):
+            forms += [[_UNIT.sub("", text) for text in form] for form in forms]
+        return any(_same_text(*form) for form in forms)
     except (ValueError, ArithmeticError, TypeError, RecursionError):
         return False
 
