@@ -247,7 +247,8 @@ def extract_answer(text):
 _FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan exp".split()} | {
     "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10, "abs": abs,
     "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z),
-    "binom": lambda n, k: _combine("!", n, 0) / _combine("!", k, 0) / _combine("!", n - k, 0), "frac": operator.truediv}
+    "binom": lambda n, k: _combine("!", n, 0) / (_combine("!", k, 0) * _combine("!", n - k, 0)),
+    "frac": operator.truediv}
 _CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
 _KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
 _PLAIN = {spelling: plain for plain, spellings in {
@@ -278,17 +279,18 @@ def _word(match):
 
 
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\s+|(?<!\\)\$", " "), (r"\\?%", ' "%" '), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
+    (r"\s+|(?<!\\)(?:\$|\\$)", " "), (r"\\?%", ' "%" '), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
     (r"[α-ωΑ-Ω]", lambda char: "\\%s " % unicodedata.name(char[0], "?").split()[-1].lower()),
     (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""), (r"\{,\}", "."), (r"\\mathbb ?\{?R\}?", "(-∞,∞)"),
     (r"\\([A-Za-z]+|.)", lambda macro: _PLAIN.get(macro[0], macro[0])), (r"\^ ?(?:°|\{ ?° ?\})", "°"),
     (r"\\begin ?\{\w*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"(?:¶ ?)?\\end ?\{\w*(?:matrix|array)\}", "⟧"),
     (r"(?i)\b([ap])\.\s?m\b\.?", r"\1m"), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\|([^|]*)\|", r" abs(\1)"),
     (r"(sin|cos|tan) *\^ ?\{-1\}", r"arc\1"), (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"),
-    (r"([0-9].*)≈.*", r"\1"), ("≈", "="), (r"([$€£]) ?(-? ?[0-9.,]+)", r'\2"\1"'),      # $5 is 5 $
+    (r"([0-9].*)≈.*", r"\1"), ("≈", "="), (r"^([^=]*[0-9)][^=]*)= ?([A-Za-z])$", r"\2=\1"),
     (r"\\text ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
      lambda number: number[0].replace(number[1], "")),                                  # 1,234 but not (1,234)
+    (r'([$€£]) ?([^$€£,=)\]⦄]*?)(?=\.? *(?:[$€£,=)\]⦄]|$))', r'\2 "\1"'),               # $5 is 5 $
     (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9}\.\.\.", r"\1\\overline{\2}"),                    # 0.1666...
     (r"([0-9]*\.([0-9]*))\\overline ?\{([0-9]+)\}",                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
@@ -304,7 +306,7 @@ _MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
 def _normalise(text):
-    text = unicodedata.normalize("NFKC", re.sub("[⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip(" *").translate(_SYMBOLS)))
+    text = unicodedata.normalize("NFKC", re.sub("[⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip("* ").translate(_SYMBOLS)))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
@@ -401,7 +403,7 @@ def _read(text):
         plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
         return {point: (",", *dict.fromkeys(_entries(plus[point], ",") + _entries(minus[point], ",")))
                 for point in plus.keys() & minus}
-    values = {}
+    values, scale = {}, None
     for point in range(4) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
         tokens = text.split()[::-1]
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
@@ -409,7 +411,7 @@ def _read(text):
             real = point is None or "i" in text.split() or not isinstance(value, complex) or abs(value.imag) < 1e-9
             _need(not tokens and real)                                          # variables are real
             if isinstance(value, tuple) and value[0] in "=<≤" and value[1]:     # relations may be scaled
-                scale = scale if values else value[1] if value[0] == "=" else abs(value[1])
+                scale = scale or (value[1] if value[0] == "=" else abs(value[1]))
                 value = value[0], value[1] / scale
             values[point] = value
     return values
@@ -435,7 +437,7 @@ def _same(prediction, gold):
 
 _STATED = re.compile(r"(?:^|(?<=, ))((?:\( [^()0-9]*\) |(?<=[fghPE] )\( [0-9]+ \) |⟦ [^⟧0-9]*⟧ |\^ \{ - 1 \} |"
                      r"[^-0-9=,()⟦⟧ ]\S* )+)= (?!\1)")            # the names in "x = 1, x = 2"
-_UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ (?:\{ )?[23](?: \})?)?)+')
+_UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ (?:[23]|\{ [23] \}))?)+')
 _NO_UNIT = re.compile('"(?:not|no|than|more|less|least|most|plus|minus|half|dozen|squared|cubed|so)"|"base(?!10")')
 _WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] \(")
 
@@ -455,7 +457,7 @@ def answers_match(prediction, gold):
         return prediction.split() == gold.split()
     gold = _normalise(gold)
     if "," not in gold:             # "12, 650" is a list, unless one answer is asked for
-        prediction = re.sub(r"(?<=[0-9]),(?:\\?\s|\\,)+(?=[0-9]{3}(?![0-9]))", ",", prediction)
+        prediction = re.sub(r"(?<=[0-9]),(?:\\?\s|\\[,;:])+(?=[0-9]{3}(?![0-9]))", ",", prediction)
     prediction = _normalise(prediction)
     words, answer = [re.sub('["{} ]', "", text.casefold()).strip("()") for text in (prediction, gold)]
     if answer and words == answer and ('"' in gold or not _read(gold)):
@@ -471,9 +473,9 @@ def answers_match(prediction, gold):
         forms += [[text.replace('"%"', "/ 100") for text in form] for form in forms]
     if not unit or not gold_unit and not _NO_UNIT.search(unit):
         forms += [[_UNIT.sub("", text) for text in form] for form in forms]
-    number = isinstance(_read(_UNIT.sub("", forms[-1][1])).get(None), Fraction)
     for form in forms:
         (values, golds), worked = map(_read, form), [bool(_WORKED.search(text)) for text in form]
+        number = isinstance(_read(_UNIT.sub("", form[1])).get(None), Fraction)
         shared = () if number and worked == [True, False] else values.keys() & golds
         with contextlib.suppress(OverflowError):
             if shared and all(_same(values[point], golds[point]) for point in shared):
