@@ -245,10 +245,10 @@ def extract_answer(text):
 # by ¶; a comma joins answers ("and", "or", the union sign); words and units stand in "quotes", other letters are
 # variables, functions or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
 _FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan exp".split()} | {
-    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10, "abs": abs,
+    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
     "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z),
-    "binom": lambda n, k: _combine("!", n, 0) / (_combine("!", k, 0) * _combine("!", n - k, 0)),
-    "frac": operator.truediv}
+    "abs": abs, "frac": operator.truediv,
+    "binom": lambda n, k: _combine("!", n, 0) / (_combine("!", k, 0) * _combine("!", n - k, 0))}
 _CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
 _KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
 _PLAIN = {spelling: plain for plain, spellings in {
@@ -305,6 +305,7 @@ _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?
 _MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
+@lru_cache(maxsize=1024)
 def _normalise(text):
     text = unicodedata.normalize("NFKC", re.sub("[⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip("* ").translate(_SYMBOLS)))
     for pattern, replacement in _REWRITES:
@@ -315,8 +316,7 @@ def _normalise(text):
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
 # float; a word; or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row), "=", brackets like "[)".
-_BINDING = {"!": 9, "^": 8, "*": 6, "/": 6, "+": 5, "-": 5, ":": 4, "=": 3, "<": 3, ">": 3, "≤": 3, "≥": 3, "&": 2,
-            "¶": 1, ",": 1}
+_BINDING = dict(zip("!^*/+-:=<>≤≥&¶,", (9, 8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1, 1)))
 _PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
 _VARIABLE = re.compile(r"""\\.+|∞|[A-Za-df-hj-z]|"(?![ei]").*|[A-Za-z][_'].*""")
