@@ -101,7 +101,7 @@ class Config:
     eval_data: str = setting("", "held-out problems, likewise (default: --data's test split, else a tenth)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
-    steps: int = setting((300, 200), "rollout steps", low=1)
+    steps: int = setting((250, 200), "rollout steps", low=1)
     prompts: int = setting(64, "prompts a rollout step (paper: 256)", low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
     updates: int = setting((4, 8), "mini-batches a rollout, an optimizer step each; divides --prompts (paper: 8)",
@@ -226,11 +226,11 @@ def extract_answer(text):
     start, end, opened = 0, 0, []
     for token in re.finditer(r"(?s)\\(?:boxed|fbox)\s*\{|\\.|[{}]", text):
         if token[0][-1] == "{" and token[0] != r"\{":
-            opened.append(token)
+            opened.append(token.end() if len(token[0]) > 1 else 0)
         elif token[0] == "}" and opened:
-            brace = opened.pop()
-            if brace[0] != "{" and brace.end() > start:
-                start, end = brace.end(), token.start()
+            begin = opened.pop()
+            if begin > start:
+                start, end = begin, token.start()
     if start:
         return text[start:end].strip()
     for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)", r"(?m)####([^A-Za-z#\n]*[0-9][^\w#\n]*)$",
@@ -496,8 +496,8 @@ INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer 
 ARITHMETIC = {"arithmetic": "test", "arithmetic-dev": "dev"}  # the built-in data, and what each holds out
 OPERANDS = (3, 4)             # how many one-digit numbers an arithmetic problem has
 TRAIN_PROBLEMS = 16_384       # of some 280,000 that exist
-BRIEF, CAREFUL, SLIP = 0.5, 0.1, 0.2  # shares of the crowd that answer at once, mind precedence; err in a step
-WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 800, 128, 4e-3
+BRIEF, CAREFUL, SLIP = 0.65, 0.5, 0.2  # shares of the crowd that answer at once, mind precedence; err in a step
+WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 1800, 128, 4e-3
 
 
 def reduce_once(expression: str, careful: bool = True, slip: int = 0) -> str:
@@ -516,17 +516,17 @@ def arithmetic_answer(expression: str) -> str:
     return expression
 
 
-def crowd_solution(expression: str, rng: random.Random) -> str:
+def crowd_solution(expression: str, rng: random.Random, brief: float) -> str:
     """One text of the warm-up corpus, by an imperfect writer, so that the policy starts broad, like a base model.
 
-    Some writers answer at once, the others one operation at a time, as in =3+8-2=1-2\\boxed{9}. Most work from left
-    to right whatever the precedence, a wrong habit that is often right, and all of them slip now and then.
+    A share `brief` of the writers answers at once, the others one operation at a time, as in =3+8-2=1-2\\boxed{9}.
+    Some mind precedence, the others work from left to right, a habit that is often right. All slip now and then.
     """
-    brief, careful, steps = rng.random() < BRIEF, rng.random() < CAREFUL, ""
+    at_once, careful, steps = rng.random() < brief, rng.random() < CAREFUL, ""
     while len(expression) > 1:
         slip = rng.choice((-2, -1, 1, 2)) if rng.random() < SLIP else 0
         expression = reduce_once(expression, careful, slip)
-        steps += "=" + expression if len(expression) > 1 and not brief else ""
+        steps += "=" + expression if len(expression) > 1 and not at_once else ""
     return steps + BOX + expression + "}"
 
 
@@ -584,13 +584,15 @@ def warm_up(name: str) -> Path:
         draft = Path(tempfile.mkdtemp(dir=folder.parent))
     model, tokenizer = tiny_policy(width)
     rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0,
+                                  fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
     with cpu_threads(1), tqdm(range(WARM_UP_STEPS), "warm-up", disable=None) as bar:  # None: only on a terminal
-        for _ in bar:
+        for step in bar:
+            brief = BRIEF * step / WARM_UP_STEPS  # the longer texts first: they teach more
             batch = rng.choices(problems, k=WARM_UP_BATCH)
-            solutions = [crowd_solution(p["problem"][:-1], rng) for p in batch]
+            solutions = [crowd_solution(p["problem"][:-1], rng, brief) for p in batch]
             rows = left_pad([tokenizer(p["problem"]).input_ids for p in batch], 0)
             answers = [tokenizer(text).input_ids + [1] for text in solutions]
             longest = max(map(len, answers))
@@ -1292,7 +1294,7 @@ def train(config: Config) -> list[dict]:
     with cpu_threads(config.threads), interrupts() as interrupted:
         policy, held_out, problems = prepare(config, train=True)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
-        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         parts = dict(model=policy.model, optimizer=optimizer) | (dict(reference=reference) if reference else {})
         if state:
             for name, part in parts.items():
