@@ -80,7 +80,7 @@ METHODS = ("grpo", "clip_higher", "clip_cov", "kl_cov", "entropy_bonus", "ref_kl
 CLIP = {"clip_higher": (0.2, 0.28), "clip_cov": (1.0, 1.0)}  # else 0.2, 0.2; the authors' Clip-Cov clips to [0, 2]
 
 
-def setting(default, help: str, choices=(), low=-math.inf, high=math.inf):
+def setting(default, help: str, choices=(), low=-1e18, high=1e18):
     """A field of Config that carries its help text and its bounds. A pair is the default of the built-in policy, and
     of a real model: the paper's where it has one."""
     return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
@@ -117,13 +117,13 @@ class Config:
     clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28; clip_cov: 1]", low=0)
     clip_cov_ratio: float = setting((0.04, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
-    clip_cov_high: float = setting(5.0, "omega_high (Sec. 4.3)")
+    clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
     kl_cov_fraction: float = setting(
         (0.1, 2e-3), "k, share of the tokens penalised (Eq. 13; paper: 2e-3 7B, 2e-4 32B)", low=0, high=1)
     kl_cov_coef: float = setting((2.0, 1.0), "beta, weight of the penalty (Eq. 14, Fig. 12; paper: 1)", low=0)
     kl_estimator: str = setting("abs", "penalty on a token: |d| as the authors, d^2/2, or e^d - 1 - d",
                                 choices=("abs", "k2", "k3"))
-    entropy_coef: float = setting((0.05, 5e-3), "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
+    entropy_coef: float = setting((0.1, 5e-3), "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
     ref_kl_coef: float = setting((0.1, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
     eval_every: int = setting((10, 20), "rollout steps between evaluations; 0: never", low=0)
@@ -157,8 +157,8 @@ class Config:
                 setattr(self, f.name, value)
             if meta["choices"] and value not in meta["choices"]:
                 raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
-            low, high = meta["low"], meta["high"]
-            if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+            number, low, high = dict(int=int, float=(int, float)).get(f.type), meta["low"], meta["high"]
+            if number and not (isinstance(value, number) and low <= value <= high):
                 raise UserError(f"{flag} {value}: must be a number from {low} to {high}")
         width = self.model[5:] or "64"
         if is_tiny(self.model) and not (re.fullmatch("[1-9][0-9]*", width) and int(width) % 16 == 0):
@@ -628,7 +628,7 @@ def read_rows(source: str, split: str):
     kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
     if kind or path.exists():
         if not path.is_file():
-            raise UserError(f"{source}: no such file")
+            raise UserError(f"{source}: no file of that name")
         if not kind:
             raise UserError(f"{source}: data files end in .jsonl, .json, .csv or .parquet")
         try:
@@ -670,12 +670,13 @@ def load_problems(config: Config, split: str) -> list[dict]:
         gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
         if readable and gold:
             problems[repr(text)] = dict(problem=text, answer=gold)
-    if len(problems) < len(rows):
+    divided = shared and config.eval_data in ("", config.data)
+    if len(problems) < len(rows) and not (divided and split == "train"):  # else it was said of the test split
         print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows skipped (no readable answer, or repeated)")
     if not problems:
         raise UserError(f"{source}: no row has a problem and an answer")
     problems = [problems[key] for key in sorted(problems, key=lambda key: hashlib.sha256(key.encode()).digest())]
-    if shared and config.eval_data in ("", config.data):
+    if divided:
         held_out = min(config.eval_problems, max(1, len(problems) // 10))
         return problems[:held_out] if split == "test" else problems[held_out:]
     return problems[:config.eval_problems] if split == "test" else problems
@@ -706,8 +707,8 @@ def load_policy(config: Config) -> Policy:
     device = best if config.device == "auto" else config.device
     with explain(f"--device {device} does not work"):
         torch.zeros(1, device=device).item()
-    source = str(warm_up(config.model)) if is_tiny(config.model) else config.model
     transformers.utils.logging.disable_progress_bar()
+    source = str(warm_up(config.model)) if is_tiny(config.model) else config.model
     with explain(f"--model {source}: no model here, nor one that the hub gives, nor tiny or tiny-WIDTH"):
         settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
         for name, value in vars(settings).items():
@@ -1291,8 +1292,9 @@ def train(config: Config) -> list[dict]:
     saved, made = run / "policy" / "tokenizer_config.json", run / "checkpoint.pt"  # the last files that a run writes
     if len(rows) > config.steps and saved.exists() and saved.stat().st_mtime >= made.stat().st_mtime:
         return rows
-    with cpu_threads(config.threads), interrupts() as interrupted:
+    with cpu_threads(config.threads), contextlib.ExitStack() as stack:
         policy, held_out, problems = prepare(config, train=True)
+        interrupted = stack.enter_context(interrupts())  # not before: the warm-up may be stopped at once
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         parts = dict(model=policy.model, optimizer=optimizer) | (dict(reference=reference) if reference else {})
@@ -1330,6 +1332,8 @@ def train(config: Config) -> list[dict]:
         with explain(f"{run}/policy cannot be written", "; the checkpoint is whole: --resume"):
             policy.model.save_pretrained(run / "policy")
             policy.tokenizer.save_pretrained(run / "policy")
+        if interrupted:  # in the last step
+            raise KeyboardInterrupt
         return rows
 
 
@@ -1553,8 +1557,10 @@ def report_law(config: dict, rows: list[dict]):
                   f"{errors.square().mean().sqrt():.4f} over the other {len(errors)}, {errors[-1]:+.4f} at the last")
     for share, name in ((1 / 12, "1/12"), (1 / 3, "1/3")):
         at = round(share * (len(entropy) - 1))
-        spent, gained = ((x[at] - x[0]) / (x[-1] - x[0]) if x[-1] != x[0] else math.nan for x in (entropy, accuracy))
-        print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain made")
+        if at:  # else there are too few points to tell
+            spent, gained = ((x[at] - x[0]) / (x[-1] - x[0]) if x[-1] != x[0] else math.nan
+                             for x in (entropy, accuracy))
+            print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain")
 
 
 @contextlib.contextmanager
@@ -1634,7 +1640,8 @@ def draw_covariance(axes, rows: list[dict]):
         axis.set(title=title, xlabel="rollout step", ylabel=unit)
         axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     axes[1].set_yscale("log")
-    falls = {r["step"]: (r["entropy"] - later["entropy"]) / 10 for r, later in zip(rows, rows[10:])}
+    falls = {r["step"]: (r["entropy"] - later["entropy"]) / 10 for r, later in zip(rows, rows[10:])
+             if None not in (r["entropy"], later["entropy"])}
     twin = axes[0].twinx()
     curve(twin, [falls], COLORS["clip_cov"])
     twin.set_ylabel("-dH a step (nats), blue", color=COLORS["clip_cov"])
@@ -1669,7 +1676,7 @@ def compare(given: dict):
     a picture."""
     out = given.get("out") or "runs"
     with explain(f"--seeds {given.get('seeds')}: give numbers with commas, as in 0,1,2"):
-        seeds = [int(seed) for seed in str(given.get("seeds") or given.get("seed") or 0).split(",")]
+        seeds = {int(seed): None for seed in str(given.get("seeds") or given.get("seed") or 0).split(",")}
     runs = [Config(**given | dict(method=method, seed=seed, out=f"{out}/{method}-seed{seed}", resume=True))
             for seed in seeds for method in METHODS]
     done = {}
@@ -1734,7 +1741,7 @@ def main(arguments: list[str] | None = None) -> int:
         message = "out of GPU memory: lower --micro-batch (updates), or --prompts or --max-new-tokens (sampling)"
     except KeyboardInterrupt:
         return 130
-    print(f"entropy_rl.py: {first_line(message)}", file=sys.stderr)
+    print(f"entropy_rl.py: {printable(message)}", file=sys.stderr)
     return 2
 
 
