@@ -246,23 +246,25 @@ def extract_answer(text):
 # variables, functions or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
 _FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan exp".split()} | {
     "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
-    "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z),
+    "secant": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z),
     "abs": abs, "frac": operator.truediv,
     "binom": lambda n, k: _combine("!", n, 0) / (_combine("!", k, 0) * _combine("!", n - k, 0))}
 _CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
 _KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
-_PLAIN = {spelling: plain for plain, spellings in {
+_PLAIN = {word: plain for plain, words in {
     "": r"\left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \mathbf \mathbin \angle \!",
-    " ": r"~ \( \) \[ \] \, \: \; \> \quad \qquad", "$": r"\$", "¶": "\\\\", "-": "− –", "*": r"\cdot \times × · ⋅",
+    " ": r"~ \( \) \[ \] \, \: \; \> \quad \qquad", "$": r"\$", "¶": "\\\\", "-": "− – ⁻", "*": r"\cdot \times × · ⋅",
     "/": r"\div ÷ per", "±": r"\pm", "=": r"\in ∈", "≈": r"\approx", "∞": r"\infty infinity", "...": r"\ldots \dots",
-    "≤": r"\le \leq", "≥": r"\ge \geq", "<": r"\lt", ">": r"\gt", ",": r"\cup ∪ ; and or", "⦃": r"\{ \lbrace",
-    "⦄": r"\} \rbrace", "(": r"\langle ⟨", ")": r"\rangle ⟩", "|": r"\| \vert \lvert \rvert", "\\mathbb R": "ℝ",
-    "\\text": r"\textbf \textit \textrm \mathrm \mbox", " frac ": r"\dfrac \tfrac \cfrac", "\\sqrt ": "√",
-    " binom ": r"\dbinom \tbinom", '"%"': "percent", "°": r"\circ \degree degree º", '"$"': "dollar usd",
-    '"€"': "euro", '"£"': "pound", '"square"': "sq", '"cm"': "cm centimeter", '"mm"': "mm",
-    '"km"': "km kilometer", '"kg"': "kg", '"m"': "meter", '"inch"': "in inche", '"foot"': "feet ft", '"am"': "am",
-    '"pm"': "pm", '"s"': "sec second", '"h"': "hour", '"min"': "min minute", "*10^3": "thousand", "*10^6": "million",
-    "*10^9": "billion", "10": "ten"}.items() for spelling in spellings.split()} | {
+    "≤": r"\le \leq \leqslant", "≥": r"\ge \geq \geqslant", "<": r"\lt", ">": r"\gt", ",": r"\cup ∪ ; and or",
+    "⦃": r"\{ \lbrace", "⦄": r"\} \rbrace", "(": r"\langle ⟨", ")": r"\rangle ⟩", "|": r"\| \vert \lvert \rvert",
+    "\\text": r"\textbf \textit \textrm \mathrm \mathit \mbox \hbox", " frac ": r"\dfrac \tfrac \cfrac", "10": "ten",
+    "\\sqrt ": "√", " binom ": r"\dbinom \tbinom", " secant ": r"\sec", " log ": r"\lg", "\\overline": r"\bar \dot",
+    "∅": r"\emptyset \varnothing", "≠": r"\ne \neq", "°": r"\circ \degree degree º", "\\mathbb R": "ℝ", ":": "to",
+    '"%"': "percent", '"$"': "dollar usd", '"€"': "euro", '"£"': "pound", '"square"': "sq", '"inch"': "in inche",
+    '"cm"': "centimeter", '"km"': "kilometer", '"m"': "meter", '"foot"': "feet ft", '"mile" / "h"': "mph",
+    '"h"': "hour", '"s"': "sec second", '"min"': "min minute", "*12": "dozen", "*10^2": "hundred",
+    "*10^3": "thousand", "*10^6": "million", "*10^9": "billion", "*10^12": "trillion"}.items()
+    for word in words.split()} | {word: f'"{word}"' for word in "cm mm km kg am pm ye no odd sinh cosh".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())} | {
     f"\\{name}": f" {name} " for name in _KNOWN.split("|")} | {"\\ ": " ", '"': " "}
 _SYMBOLS = str.maketrans({spelling: plain for spelling, plain in _PLAIN.items() if not re.match(r"\w|\\.", spelling)})
@@ -278,39 +280,42 @@ def _word(match):
     return match[0] if match[0][0] == "\\" or len(word) == 1 else f' "{word}" '
 
 
+_GREEK = [unicodedata.name(chr(code)).split()[-1].lower().replace("lamda", "lambda") for code in range(945, 970)]
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\s+|(?<!\\)(?:\$|\\$)", " "), (r"\\?%", ' "%" '), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
-    (r"[α-ωΑ-Ω]", lambda char: "\\%s " % unicodedata.name(char[0], "?").split()[-1].lower()),
-    (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""), (r"\{,\}", "."), (r"\\mathbb ?\{?R\}?", "(-∞,∞)"),
+    ("[α-ω]", lambda char: f"\\{_GREEK[ord(char[0]) - 945]} "), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""),
+    ("[Α-Ω]", lambda char: f"\\{_GREEK[ord(char[0]) - 913].title()} "), (r"\\mathbb ?\{?R\}?", "(-∞,∞)"),
+    (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"), (r"\{,\}", "."), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"),
     (r"\\([A-Za-z]+|.)", lambda macro: _PLAIN.get(macro[0], macro[0])), (r"\^ ?(?:°|\{ ?° ?\})", "°"),
-    (r"\\begin ?\{\w*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"(?:¶ ?)?\\end ?\{\w*(?:matrix|array)\}", "⟧"),
-    (r"(?i)\b([ap])\.\s?m\b\.?", r"\1m"), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"(sin|cos|tan) *\^ ?\{-1\}", r"arc\1"), (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"),
-    (r"([0-9].*)≈.*", r"\1"), ("≈", "="), (r"^([^=]*[0-9)][^=]*)= ?([A-Za-z])$", r"\2=\1"),
+    (r"\\begin ?\{(?!v|V)\w*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"\|([^|]*)\|", r" abs(\1)"),
+    (r"(?:¶ ?)?\\end ?\{(?!v|V)\w*(?:matrix|array)\}", "⟧"), (r"(?i)\b([ap])\.\s?m\b\.?", r"\1m"),
+    (r"(sin|cos|tan) *\^ ?\{-1\}", r"arc\1"), (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"), (r"([0-9].*)≈.*", r"\1"),
+    ("≈", "="), (r"^([^=]*[0-9)][^=]*)= ?([A-Za-z])$", r"\2=\1"),
     (r"\\text ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
-     lambda number: number[0].replace(number[1], "")),                                  # 1,234 but not (1,234)
+     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9}\.\.\.", r"\1\\overline{\2}"),
     (r'([$€£]) ?([^$€£,=)\]⦄]*?)(?=\.? *(?:[$€£,=)\]⦄]|$))', r'\2 "\1"'),               # $5 is 5 $
-    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9}\.\.\.", r"\1\\overline{\2}"),                    # 0.1666...
     (r"([0-9]*\.([0-9]*))\\overline ?\{([0-9]+)\}",                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
-    (r"frac *(?:\{([0-9]+)\}|([0-9])) ?(?:\{([0-9]+)\}|([0-9]))", r" \1\2⁄\3\4 "),
+    (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
     (r"^ ?([0-9]+) ?\+ +([0-9]+⁄[0-9]+) ?$", r"\1 \2"), (r'"[^"]*"|\\?[A-Za-z]{2,}', _word),
     (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
-    (r"((?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
-    (r'"square" +("[^"]*")', r"\1^2"), (r'"cubic" +("[^"]*")', r"\1^3"))]
+    (r"((?:sin|cos|tan|sec|csc|cot).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
+    (r'"degree" *"?([CF])\b"?', r'"degree\1"'), (r'"square" +("[^"]*")', r"\1^2"), (r'"cubic" +("[^"]*")', r"\1^3"))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|\\[A-Za-z]+|
-    [a-z]{2,}|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE](?:-?[0-9]{1,3}|\+[0-9]{2,3})(?![0-9]))?|
+    [a-z]{2,}|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:(?:E-?[0-9]|e[0-9]|[eE][-+]?[0-9]{2})[0-9]{0,1}(?![0-9]))?|
     [A-Za-z](?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
 @lru_cache(maxsize=1024)
 def _normalise(text):
-    text = unicodedata.normalize("NFKC", re.sub("[⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip("* ").translate(_SYMBOLS)))
+    text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", re.sub("[⁻⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip("* ")))
+    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
+    plain = re.sub(r"\{ ([^{} ]+) \}|(?<=_)\{(\w+)\}", r"\1\2", plain)      # x_{1} is x_1, and 2^{3} is 2^3
     return plain.lstrip(" ,:=").rstrip(" ,.:")
 
 
@@ -319,7 +324,7 @@ def _normalise(text):
 _BINDING = dict(zip("!^*/+-:=<>≤≥&¶,", (9, 8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1, 1)))
 _PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
-_VARIABLE = re.compile(r"""\\.+|∞|[A-Za-df-hj-z]|"(?![ei]").*|[A-Za-z][_'].*""")
+_VARIABLE = re.compile(rf"\\(?:var)?(?i:{'|'.join(_GREEK)}|ell)|∞|[A-Za-df-hj-z]|\"(?![ei]\").*|[A-Za-z][_'].*")
 
 
 def _need(condition):
@@ -355,10 +360,12 @@ def _evaluate(tokens, point):
     def operand():
         token = tokens.pop()
         if token[0] in ".0123456789":
-            return sum(map(Fraction, token.split("_")))
-        if _VARIABLE.fullmatch(token):      # positive, in (0, 1), of any sign, negative
-            code = zlib.crc32(f"{re.sub(r'[{}]', '', token.strip(chr(34)))}/{point}".encode())
-            return Fraction((5 + code % 92) * (1, 1, 1 - (code >> 7 & 2), -1)[point], 101 if point == 1 else 1)
+            parts = [*map(Fraction, token.split("_"))]
+            return math.prod(parts) if parts[-1] > 1 else sum(parts)            # an improper fraction is a factor
+        if _VARIABLE.fullmatch(token):      # even, in (0, 1), odd, of any sign, negative
+            code = zlib.crc32(f"{token.strip(chr(34))}/{point}".encode())
+            return Fraction((10, 5, 11, 5, -5)[point] + code % 92 * (2, 1, 2, 1, -1)[point],
+                            (1, 101, 1, 1 - (code >> 7 & 2), 1)[point])
         if token.strip('"') in _CONSTANTS:
             return _CONSTANTS[token.strip('"')]
         if token in "+-":
@@ -366,9 +373,8 @@ def _evaluate(tokens, point):
         if token in "([{⦃⟦":
             value, pair = parse(), token + tokens.pop()
             entries = _entries(value, "¶" if token == "⟦" else ",")
-            if token == "⟦" or token in "([" and len(entries) > 1:
-                return ("()" if token == "⟦" else pair, *entries)               # a column is a point
-            return value
+            several = token == "⟦" or token in "([" and len(entries) > 1        # a column is a point
+            return ("()" if token == "⟦" else pair, *entries) if several else value
         if token in ("frac", "binom"):
             return _FUNCTIONS[token](operand(), operand())
         base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
@@ -397,27 +403,30 @@ def _evaluate(tokens, point):
 @lru_cache(maxsize=1024)
 def _read(text):
     """The value at each sample point where there is one (the only point is None if there are no variables)."""
-    if text.count("±") > 3 or text.count(" ") >= _MAX_TOKENS:
+    text = text.replace('" "', "_")             # adjacent words are one
+    unreadable = re.search(r'\w\w" [\w\\(\[{⦃⟦]|! !|⦄ ,|, ⦃', text)        # a word as operator, 3!!, a list of sets
+    if unreadable or text.count("±") > 3 or text.count(" ") >= _MAX_TOKENS:
         return {}
     if "±" in text:                 # the list of the answers for both signs
         plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
         return {point: (",", *dict.fromkeys(_entries(plus[point], ",") + _entries(minus[point], ",")))
                 for point in plus.keys() & minus}
     values, scale = {}, None
-    for point in range(4) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
+    for point in range(5) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
         tokens = text.split()[::-1]
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
             value = _evaluate(tokens, point)
             real = point is None or "i" in text.split() or not isinstance(value, complex) or abs(value.imag) < 1e-9
             _need(not tokens and real)                                          # variables are real
             if isinstance(value, tuple) and value[0] in "=<≤" and value[1]:     # relations may be scaled
+                _need(point is not None)
                 scale = scale or (value[1] if value[0] == "=" else abs(value[1]))
                 value = value[0], value[1] / scale
             values[point] = value
     return values
 
 
-# Step 3: one comparison of values.
+# Step 3: one comparison of values: floats to 1e-10, and a float equals a fraction only if that is a simple one.
 def _same(prediction, gold):
     kinds = {type(prediction), type(gold)}
     if kinds == {tuple}:            # the kind comes first, and the order counts, except in a list
@@ -430,48 +439,55 @@ def _same(prediction, gold):
         return not rest
     if kinds == {Fraction} or kinds & {tuple, str}:
         return prediction == gold
-    # floats to 1e-10, and a float equals a fraction only if that is a simple one
     simple = all(value.denominator < 20000 for value in (prediction, gold) if isinstance(value, Fraction))
     return simple and abs(prediction - gold) <= (1e-10 * min(abs(prediction), abs(gold)) or 1e-13)
 
 
 _STATED = re.compile(r"(?:^|(?<=, ))((?:\( [^()0-9]*\) |(?<=[fghPE] )\( [0-9]+ \) |⟦ [^⟧0-9]*⟧ |\^ \{ - 1 \} |"
-                     r"[^-0-9=,()⟦⟧ ]\S* )+)= (?!\1)")            # the names in "x = 1, x = 2"
-_UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ (?:[23]|\{ [23] \}))?)+')
-_NO_UNIT = re.compile('"(?:not|no|than|more|less|least|most|plus|minus|half|dozen|squared|cubed|so)"|"base(?!10")')
-_WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] \(")
+                     r"(?!\\not |\"(?:not?|never)\")[^-0-9=,()⟦⟧<>≤≥≠? ]\S* )+)= (?!\1)")     # the names in "x = 1"
+_WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
+_UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{⦃⟦"^|]|$)')
+_NO_UNIT = re.compile(r'"(?:not?|never|except|but|wrong|than|more|less|least|most|plus|minus|hal[fv]e?|third|so|'
+                      r'double|\w*(?:[fhrx]|[ei]n|[en]d|ion)th|squared|cubed|factorial|repeating|cosine)"|"base(?!10")')
+_WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] [(\[]")
 
 
 def answers_match(prediction, gold):
     """Whether a predicted answer means the same as the reference answer `gold`. Never raises; only text matches.
 
     - Exact: 0.33 is not 1/3, 3.14 is not pi; 6/8 is 3/4; factored, expanded and reordered are the same.
-    - For a plain number, a sum, difference or product left to do (`2+3` for 5) is refused: the question copied.
-    - A missing unit or base is fine, a different one is not, none is converted. 25% is 25 as well as 0.25.
-    - `x = 5` and `x + y = 5` state 5, unless the gold names another variable. Relations may be rearranged or scaled.
+    - For a plain number, a sum, difference or product left to do (`2+3` for 5) is refused; only 2+1/3 is 2 1/3.
+    - A missing unit (most words count) or base is fine, a different one not, none is converted. 25% is 25 and 0.25.
+    - `x = 5` and `x + y = 5` state 5, unless the gold names another thing. Relations may be rearranged or scaled.
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
-    - Variables are real and keep name and case; words ignore case. What cannot be read is compared as text."""
+    - Variables are real and keep name and case; words ignore case. What cannot be read, as the chain 1 < x < 3, is
+      compared as text. Not told apart: CAB and ABC, floats within 1e-10 of each other (10^20 + sqrt 2 or 3)."""
     if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
         return False
     if prediction.split() == gold.split() or max(len(prediction), len(gold)) > _MAX_TEXT:
         return prediction.split() == gold.split()
     gold = _normalise(gold)
+    # a second reading: 120,150 are two, and 1e-5 has not Euler's number
+    other = re.sub("(?<=[0-9])e(?=-[0-9])", "E", re.sub("(?<=[0-9]),(?=[0-9])", ", ", prediction))
     if "," not in gold:             # "12, 650" is a list, unless one answer is asked for
         prediction = re.sub(r"(?<=[0-9]),(?:\\?\s|\\[,;:])+(?=[0-9]{3}(?![0-9]))", ",", prediction)
     prediction = _normalise(prediction)
     words, answer = [re.sub('["{} ]', "", text.casefold()).strip("()") for text in (prediction, gold)]
-    if answer and words == answer and ('"' in gold or not _read(gold)):
+    if answer and (prediction == gold or words == answer and any(map(_WORDS.fullmatch, (prediction, gold)))):
         return True
-    forms = [(prediction, gold)]
-    names, gold_names = [set(re.findall("(?:^|, )([A-Za-z]) =", text)) for text in (prediction, gold)]
-    if not names or not gold_names or names == gold_names and len(names) == 1:
-        line = re.match("[^=]*[-+*/^|].*=", gold)           # the gold x + y = 5 is a line and does not state 5
-        stated = [_STATED.sub("", f"{text} ").strip() for text in (prediction, gold)]
-        forms.append((stated[0], gold if line else stated[1]))
+    forms = [(text, gold) for text in dict.fromkeys([prediction, _normalise(other)])]
+    stated = [_STATED.sub("", f"{text} ").strip() for text in (prediction, gold)]
+    names, gold_names = [_STATED.findall(text.replace("f ( x ) =", "y =") + " ") for text in (prediction, gold)]
+    stated[1] = gold if re.match("[^=]*[-+*/^|].*=", gold) else stated[1]       # the gold x + y = 5 is a line, not 5
+    if len(set(gold_names)) > 1:                    # x = 5, y = 6 is (x, y) = (5, 6): here the order counts
+        stated = [re.sub("^(?!\\().*", r"( \g<0> )", text) for text in stated]
+        gold_names = [f"( {', '.join(gold_names)}) "]
+    if not names or not gold_names or set(names) == set(gold_names):
+        forms.append(stated)
     unit, gold_unit = [" ".join(_UNIT.findall(text)) for text in (prediction, gold)]
     if '"%"' in unit + gold_unit:
         forms += [[text.replace('"%"', "/ 100") for text in form] for form in forms]
-    if not unit or not gold_unit and not _NO_UNIT.search(unit):
+    if not (unit and gold_unit or _NO_UNIT.search(unit + gold_unit.replace('"base', ""))):
         forms += [[_UNIT.sub("", text) for text in form] for form in forms]
     for form in forms:
         (values, golds), worked = map(_read, form), [bool(_WORKED.search(text)) for text in form]
