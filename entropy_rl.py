@@ -448,7 +448,7 @@ _STATED = re.compile(r"(?:^|(?<=, ))((?:\( [^()0-9]*\) |(?<=[fghPE] )\( [0-9]+ \
 _WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
 _UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{⦃⟦"^|]|$)')
 _NO_UNIT = re.compile(r'"(?:not?|never|except|but|wrong|than|more|less|least|most|plus|minus|hal[fv]e?|third|so|'
-                      r'double|\w*(?:[fhrx]|[ei]n|[en]d|ion)th|squared|cubed|factorial|repeating|cosine)"|"base(?!10")')
+                      r'double|\w*(?:[dfhrx]|[ei]n|ion)th|squared|cubed|factorial|repeating|cosine)"|"base(?!10")')
 _WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] [(\[]")
 
 
@@ -467,15 +467,15 @@ def answers_match(prediction, gold):
     if prediction.split() == gold.split() or max(len(prediction), len(gold)) > _MAX_TEXT:
         return prediction.split() == gold.split()
     gold = _normalise(gold)
-    # a second reading: 120,150 are two, and 1e-5 has not Euler's number
-    other = re.sub("(?<=[0-9])e(?=-[0-9])", "E", re.sub("(?<=[0-9]),(?=[0-9])", ", ", prediction))
     if "," not in gold:             # "12, 650" is a list, unless one answer is asked for
         prediction = re.sub(r"(?<=[0-9]),(?:\\?\s|\\[,;:])+(?=[0-9]{3}(?![0-9]))", ",", prediction)
+    other = prediction if "," not in gold else re.sub("(?<=[0-9]),(?=[0-9])", ", ", prediction)
+    other = re.sub("(?<=[0-9])e(?=-[0-9])", "E", other)         # not Euler's number
     prediction = _normalise(prediction)
     words, answer = [re.sub('["{} ]', "", text.casefold()).strip("()") for text in (prediction, gold)]
     if answer and (prediction == gold or words == answer and any(map(_WORDS.fullmatch, (prediction, gold)))):
         return True
-    forms = [(text, gold) for text in dict.fromkeys([prediction, _normalise(other)])]
+    forms = [(text, gold) for text in dict.fromkeys([prediction, _normalise(other)])]    # 120,150 may be two
     stated = [_STATED.sub("", f"{text} ").strip() for text in (prediction, gold)]
     names, gold_names = [_STATED.findall(text.replace("f ( x ) =", "y =") + " ") for text in (prediction, gold)]
     stated[1] = gold if re.match("[^=]*[-+*/^|].*=", gold) else stated[1]       # the gold x + y = 5 is a line, not 5
