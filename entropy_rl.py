@@ -115,7 +115,7 @@ class Config:
 
     clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
     clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28; clip_cov: 1]", low=0)
-    clip_cov_ratio: float = setting((0.04, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
+    clip_cov_ratio: float = setting((0.02, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
     kl_cov_fraction: float = setting(
