@@ -512,7 +512,7 @@ INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer 
 ARITHMETIC = {"arithmetic": "test", "arithmetic-dev": "dev"}  # the built-in data, and what each holds out
 OPERANDS = (3, 4)             # how many one-digit numbers an arithmetic problem has
 TRAIN_PROBLEMS = 16_384       # of some 280,000 that exist
-BRIEF, CAREFUL, SLIP = 0.65, 0.5, 0.2  # shares of the crowd that answer at once, mind precedence; err in a step
+BRIEF, CAREFUL, SLIP = 0.65, 0.25, 0.2  # shares of the crowd that answer at once, mind precedence; err in a step
 WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 1800, 128, 4e-3
 
 
@@ -757,6 +757,7 @@ def load_policy(config: Config) -> Policy:
 # ---------------------------------------------------------------------------------------------------------------
 # 4. Rollouts (Sec. 2.1)
 
+PACKED_ROW = 96  # tokens of a row of the forward pass at least; longer if a sequence is
 LOGITS_AT_ONCE = 2 ** 25  # floats of one chunk of logits: 134 MB (below 32 MB malloc fragments its heap on a CPU)
 
 
@@ -776,20 +777,29 @@ class RoomyLayer(DynamicLayer):
 
     The library's DynamicLayer concatenates, which copies the whole cache for every token sampled.
     """
-    room = None
+    used, room = 0, ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        used, new = (self.keys.shape[2] if self.room else 0), key_states.shape[2]
-        if not self.room or self.room[0].shape[0] != self.keys.shape[0] or self.room[0].shape[2] < used + new:
-            old = (self.keys, self.values) if self.room else (key_states, value_states)
-            self.room = [x.new_empty(*x.shape[:2], used + new + max(32, used // 2), x.shape[3]) for x in old]
+        start, self.used = self.used, self.used + key_states.shape[2]
+        if not self.room or self.room[0].shape[2] < self.used:
+            old, size = self.room, self.used + max(16, self.used // 2)
+            self.room = [x.new_empty(*x.shape[:2], size, x.shape[3]) for x in (key_states, value_states)]
             for room, x in zip(self.room, old):
-                room[:, :, :used] = x[:, :, :used]
+                room[:, :, :start] = x[:, :, :start]
         for room, x in zip(self.room, (key_states, value_states)):
-            room[:, :, used:used + new] = x
-        self.keys, self.values = (room[:, :, :used + new] for room in self.room)
+            room[:, :, start:self.used] = x
         self.is_initialized, self.dtype, self.device = True, key_states.dtype, key_states.device
+        return self.view()
+
+    def view(self):
+        """The part of the room that is in use, as the library reads it."""
+        self.keys, self.values = (room[:, :, :self.used] for room in self.room)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor):
+        """Keep these rows, in this order; a row may be taken several times."""
+        self.room = [room[indices] for room in self.room]
+        self.view()
 
 
 @dataclass
@@ -809,35 +819,35 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
 
     A prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache.
     """
-    device, count, training = model.device, len(prompts) * group_size, model.training
+    device, training, length = model.device, model.training, max(map(len, prompts))
     model.eval()  # in training mode gradient checkpointing would drop the cache
+    stops = torch.tensor(eos_token_ids, device=device)
     prompt_ids = left_pad(prompts, pad_token_id).to(device)                                        # [P, L]
     prompt_mask = left_pad([[1] * len(ids) for ids in prompts], 0).to(device)                      # [P, L]
-    stops = torch.tensor(eos_token_ids, device=device)
-    tokens = torch.full((count, max_new_tokens), pad_token_id, device=device)                      # [N, T]
-    response_mask = torch.zeros(count, max_new_tokens, dtype=torch.bool, device=device)
-    logprobs, entropy = torch.zeros(2, count, max_new_tokens, device=device)
-    cache = Cache(layer_class_to_replicate=RoomyLayer)
+    each = torch.arange(len(prompts), device=device).repeat_interleave(group_size)                 # [N]
+    rows, live = torch.arange(len(each), device=device), torch.ones(len(each), dtype=torch.bool, device=device)
+    tokens = torch.full((len(each), max_new_tokens), pad_token_id, device=device)                  # [N, T]
+    logprobs, entropy = torch.zeros(2, len(each), max_new_tokens, device=device)                   # [N, T] each
+    # The attention mask as the model adds it, made once: the library would make it anew for every token.
+    hidden_from = torch.nn.functional.pad(prompt_mask == 0, (0, max_new_tokens))[each]             # [N, L+T]
+    attention = torch.zeros(1, device=device).masked_fill(hidden_from, -math.inf)[:, None, None]   # [N, 1, 1, L+T]
+    position, cache = prompt_mask.sum(1, keepdim=True)[each], Cache(layer_class_to_replicate=RoomyLayer)
     with mixed_precision(device):
         logits = model(input_ids=prompt_ids, attention_mask=prompt_mask, past_key_values=cache, use_cache=True,
                        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
         if not torch.isfinite(logits).all():
             raise UserError("the policy's logits are not finite any more: lower --lr")
-        cache.batch_repeat_interleave(group_size)
-        logits = logits.repeat_interleave(group_size, 0)                                           # [N, V]
-        mask = prompt_mask.repeat_interleave(group_size, 0)                                        # [n, L+t]
-        rows, live = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
-        position = mask.sum(1, keepdim=True)                                                       # [n, 1]
+        cache.batch_select_indices(each)
+        logits = logits[each]                                                                      # [n, V]
         for t in range(max_new_tokens):
-            logits = logits.float()                                                                # [n, V]
-            sampled_from = (logits / temperature).log_softmax(-1)
-            at_one = sampled_from if temperature == 1 else logits.log_softmax(-1)
+            at_one = logits.float().log_softmax(-1)                                                # [n, V]
+            sampled_from = at_one if temperature == 1 else (at_one / temperature).log_softmax(-1)
+            chances = sampled_from.exp()
             token = (logits.argmax(-1) if greedy else
-                     torch.multinomial(sampled_from.exp(), 1, generator=generator)[:, 0])                  # [n]
-            tokens[rows, t] = torch.where(live, token, pad_token_id)
-            response_mask[rows, t] = live
+                     torch.multinomial(chances, 1, generator=generator)[:, 0])                     # [n]
+            tokens[rows, t] = token
             logprobs[rows, t] = sampled_from.gather(1, token[:, None])[:, 0]
-            entropy[rows, t] = -(at_one.exp() * at_one).sum(-1)
+            entropy[rows, t] = -((chances if temperature == 1 else at_one.exp()) * at_one).sum(-1)
             live = live & ~torch.isin(token, stops)
             still = int(live.sum())
             if not still or t + 1 == max_new_tokens:
@@ -845,66 +855,93 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
             if still <= 0.9 * len(live):  # not for every row: leaving copies the cache of those that stay
                 stay = live.nonzero()[:, 0]
                 cache.batch_select_indices(stay)
-                rows, live, token, mask, position = (x[stay] for x in (rows, live, token, mask, position))
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            logits = model(input_ids=token[:, None], attention_mask=mask, past_key_values=cache, use_cache=True,
-                           position_ids=position).logits[:, -1]
-            position = position + 1
+                rows, live, token, attention, position = (x[stay] for x in (rows, live, token, attention, position))
+            logits = model(input_ids=token[:, None], attention_mask=attention[..., :length + t + 1],
+                           past_key_values=cache, use_cache=True, position_ids=position + t).logits[:, -1]
     model.train(training)
-    length = t + 1
-    tokens, response_mask = tokens[:, :length], response_mask[:, :length]
-    return Rollouts(torch.cat([prompt_ids.repeat_interleave(group_size, 0), tokens], 1),
-                    torch.cat([prompt_mask.repeat_interleave(group_size, 0), response_mask.long()], 1),
-                    response_mask, logprobs[:, :length] * response_mask, entropy[:, :length] * response_mask)
+    tokens, stopped = tokens[:, :t + 1], torch.isin(tokens[:, :t + 1], stops).long()               # [N, T]
+    response_mask = stopped.cumsum(1) == stopped       # up to and including the first stop token
+    return Rollouts(torch.cat([prompt_ids[each], tokens.where(response_mask, pad_token_id)], 1),
+                    torch.cat([prompt_mask[each], response_mask.long()], 1), response_mask,
+                    logprobs[:, :t + 1] * response_mask, entropy[:, :t + 1] * response_mask)
 
 
-def token_logprobs(hidden: Tensor, targets: Tensor, head, temperature: float) -> tuple[Tensor, Tensor]:
-    """log pi of each target and the entropy there (Eq. 5), both [M]: hidden [M, d], targets [M], `head` to logits."""
+def token_logprobs(hidden: Tensor, targets: Tensor, head, temperature: float, with_entropy=True) -> list[Tensor]:
+    """log pi of each target and, if asked for, the entropy there (Eq. 5), both [M]: hidden [M, d], targets [M],
+    `head` turns hidden states to logits."""
     ### BEGIN SOLUTION
     logprobs = (head(hidden).float() / temperature).log_softmax(-1)                                # [M, V]
-    return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+    chosen = logprobs.gather(1, targets[:, None])[:, 0]
+    return [chosen, -(logprobs.exp() * logprobs).sum(-1)] if with_entropy else [chosen]
     ### END SOLUTION
+
+
+def pack(prompts: list, prompt_lengths: list[int], lengths: list[int], capacity: int) -> list[tuple[int, int, int]]:
+    """For each response (its prompt, the lengths of both): its packed row, and the places where its prompt and it
+    start there. First fit; a prompt stands in a packed row once, whatever number of its responses do."""
+    used, starts, places = [], [], []
+    for prompt, prompt_length, length in zip(prompts, prompt_lengths, lengths):
+        for row, taken in enumerate(used):
+            if taken + length + (0 if prompt in starts[row] else prompt_length) <= capacity:
+                break
+        else:
+            row = len(used)
+            used.append(0)
+            starts.append({})
+        if prompt not in starts[row]:
+            starts[row][prompt] = used[row]
+            used[row] += prompt_length
+        places.append((row, starts[row][prompt], used[row]))
+        used[row] += length
+    return places
 
 
 def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0, with_entropy=True):
     """log pi(y_t | y_<t, x) of the response tokens, and the entropy there, both [N, T] and differentiable.
 
     The responses are the last `response_length` columns; off the mask both results are 0. The distribution is
-    softmax(logits / temperature), so the entropy is Eq. 5's at temperature 1 only. Three things keep it small: rows
-    go through the model beside others of their length; only response tokens are projected onto the vocabulary; and
-    that in chunks which the backward pass computes again, so no [N, T, V] tensor ever exists.
+    softmax(logits / temperature), so the entropy is Eq. 5's at temperature 1 only. Two things keep it small: many
+    sequences share a row of the forward pass, and a group its prompt, behind an attention mask; and only response
+    tokens are projected onto the vocabulary, in chunks which the backward pass computes again, so no [N, T, V]
+    tensor ever exists.
     """
-    rows, width = input_ids.shape
-    mask = attention_mask.bool()
-    place = torch.arange(width, device=input_ids.device)
-    # Moved to the left edge, rows need no attention mask: what follows a causal row's last token cannot reach it.
-    shift = (place + mask.long().argmax(1)[:, None]).clamp(max=width - 1)                          # [N, L+T]
-    lengths = mask.sum(1)
-    ids = input_ids.gather(1, shift)
-    is_response = (shift >= width - response_length) & (place < lengths[:, None])
-    order = lengths.argsort(descending=True, stable=True)
-    sorted_lengths = lengths[order].tolist()
-    with mixed_precision(model.device):
-        head, found, where, start = model.get_output_embeddings(), [], [], 0
-        while start < rows:
-            longest = sorted_lengths[start]
-            end = start + sum(1.4 * length > longest for length in sorted_lengths[start:])
-            bucket = order[start:end]                                                              # [n], like lengths
-            hidden = model.base_model(input_ids=ids[bucket, :longest], use_cache=False).last_hidden_state  # [n, l, d]
-            chosen = is_response[bucket, 1:longest]                                                # [n, l-1]
-            hidden, targets = hidden[:, :-1][chosen], ids[bucket, 1:longest][chosen]               # [m, d], [m]
-            size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-            for h, y in zip(hidden.split(size), targets.split(size)):
-                again = len(targets) > size and torch.is_grad_enabled()
-                found.append(checkpoint(token_logprobs, h, y, head, temperature, use_reentrant=False) if again else
-                             token_logprobs(h, y, head, temperature))
-            cells = bucket[:, None] * response_length + place[:response_length]                    # [n, T]
-            where.append(cells[mask[bucket, width - response_length:]])                            # [m]
-            start = end
-        flat = torch.zeros(rows * response_length, device=input_ids.device)
-        logprobs, entropy = (flat.scatter(0, torch.cat(where), torch.cat(values)).view(rows, response_length)
-                             for values in zip(*found))                                            # [N, T] each
-    return logprobs, entropy if with_entropy else None
+    width, mask, device = input_ids.shape[1] - response_length, attention_mask.bool(), input_ids.device   # L
+    is_response = mask[:, width:]                                                                  # [N, T]
+    fed = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))     # the last token predicts nothing
+    prompts = input_ids[:, :width].where(mask[:, :width], -1)                                      # [N, L]
+    prompts = (prompts != prompts.roll(1, 0)).any(1).cumsum(0)    # [N], a number for each run of rows of one prompt
+    prompt_lengths, lengths = fed[:, :width].sum(1), fed[:, width:].sum(1)                         # [N]
+    longest = max(PACKED_ROW, int((prompt_lengths + lengths).max()))
+    places = pack(prompts.tolist(), prompt_lengths.tolist(), lengths.tolist(), longest)
+    row, prompt_at, response_at = torch.tensor(places, device=device).T[..., None]                 # [N, 1] each
+    count = 1 + int(row.max())
+    position = mask.cumsum(1) - 1                                                                  # [N, L+T]
+    in_response = torch.arange(width + response_length, device=device) >= width                    # [L+T]
+    cells = row * longest + position + torch.where(in_response, response_at - prompt_lengths[:, None], prompt_at)
+    owner = torch.where(in_response, torch.arange(len(mask), device=device)[:, None], -1)          # [N, L+T]
+
+    def packed(values, default):
+        flat = torch.full((count * longest,), default, device=device)
+        return flat.index_copy(0, cells[fed], values[fed]).view(count, longest)                    # [B, S]
+
+    prompt, owner = packed(prompts[:, None].expand_as(mask), -1), packed(owner, -1)
+    place = torch.arange(longest, device=device)
+    seen = ((prompt[:, :, None] == prompt[:, None]) & ((owner[:, None] == -1) | (owner[:, :, None] == owner[:, None]))
+            & (place[:, None] >= place))                                                           # [B, S, S]
+    with mixed_precision(device):
+        hidden = model.base_model(
+            input_ids=packed(input_ids, 0), position_ids=packed(position, 0), use_cache=False,
+            attention_mask=torch.zeros(1, device=device).where(seen, -math.inf)[:, None]).last_hidden_state  # [B, S, d]
+        hidden = hidden.flatten(0, 1)[cells[:, width - 1:-1][is_response]]                         # [M, d]
+        targets, head = input_ids[:, width:][is_response], model.get_output_embeddings()           # [M]
+        size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        again = len(targets) > size and torch.is_grad_enabled()
+        chunks = [(h, y, head, temperature, with_entropy) for h, y in zip(hidden.split(size), targets.split(size))]
+        found = [checkpoint(token_logprobs, *chunk, use_reentrant=False) if again else token_logprobs(*chunk)
+                 for chunk in chunks]
+    empty = torch.zeros(is_response.shape, device=device)
+    logprobs, *entropy = (empty.masked_scatter(is_response, torch.cat(values)) for values in zip(*found))  # [N, T]
+    return logprobs, entropy[0] if with_entropy else None
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1107,9 +1144,8 @@ def mini_batches(config: Config, rollouts: Rollouts, rewards: Tensor, step: int)
     advantages = torch.zeros(len(rewards))
     advantages[members.flatten()] = group_advantages(rewards[members.flatten()], size, config.advantage)
     order = torch.randperm(len(kept), generator=seeded("cpu", config.seed, step, "mini-batches"))
-    lengths = rollouts.response_mask.sum(1)
     batches = [members[part].flatten().to(device) for part in order.tensor_split(min(config.updates, len(kept)))]
-    return [batch[lengths[batch].argsort(stable=True)] for batch in batches], advantages.to(device)
+    return batches, advantages.to(device)
 
 
 def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewards: Tensor, step: int) -> dict:
