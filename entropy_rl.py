@@ -101,7 +101,7 @@ class Config:
     eval_data: str = setting("", "held-out problems, likewise (default: --data's test split, else a tenth)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
-    steps: int = setting((250, 200), "rollout steps", low=1)
+    steps: int = setting((400, 200), "rollout steps", low=1)
     prompts: int = setting(64, "prompts a rollout step (paper: 256)", low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
     updates: int = setting((4, 8), "mini-batches a rollout, an optimizer step each; divides --prompts (paper: 8)",
