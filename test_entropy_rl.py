@@ -320,10 +320,11 @@ def tiny_model(kind="qwen2", vocabulary=24, seed=0, spread=0.3, **more):
 PROMPTS = [[5], [4, 6, 8, 10, 9, 11, 2], [7, 7, 3]]
 
 
-def padded(lengths, width=9, seed=0):
-    """Random responses of the given lengths to PROMPTS, padded on both sides: ids, attention mask, response mask."""
+def padded(lengths, width=9, seed=0, group=1):
+    """Random responses of the given lengths to PROMPTS in turn, padded on both sides: ids, attention mask, response
+    mask. So many responses of a group have one prompt."""
     longest = max(map(len, PROMPTS))
-    prompts = [PROMPTS[i % 3] for i in range(len(lengths))]
+    prompts = [PROMPTS[i // group % 3] for i in range(len(lengths))]
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * (len(p) + n) + [0] * (width - n)
                          for p, n in zip(prompts, lengths)])
     ids = torch.randint(24, mask.shape, generator=seeded(seed))
@@ -340,11 +341,13 @@ def plain_logprobs(model, ids, mask, width, temperature):
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2", "gemma"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_response_logprobs(kind, temperature, monkeypatch):
-    """Values to 1e-5 and gradients to 1e-4 of the plain way, at any padding, also in chunks of three tokens."""
+@pytest.mark.parametrize("temperature, group, packed", [(1.0, 1, 96), (0.7, 3, 20), (1.0, 3, 1)])
+def test_response_logprobs(kind, temperature, group, packed, monkeypatch):
+    """Values to 1e-5 and gradients to 1e-4 of the plain way, at any padding, however rows are packed and prompts
+    shared, also in chunks of three tokens."""
     model = tiny_model(kind)
-    ids, mask, responses = padded([9, 2, 1, 5, 9, 3, 7])
+    ids, mask, responses = padded([9, 2, 1, 5, 9, 3, 7], group=group)
+    monkeypatch.setattr(er, "PACKED_ROW", packed)
     weights = torch.randn(2, *responses.shape, generator=seeded(1)) * responses
 
     def run(function):
@@ -369,6 +372,26 @@ def test_response_logprobs(kind, temperature, monkeypatch):
     assert max(projected) <= 3 and sum(projected) > responses.sum(), "chunks, computed again in the backward pass"
     logprobs, entropy = er.response_logprobs(model, ids, mask, 9, with_entropy=False)
     assert entropy is None and not logprobs[~responses].any()
+
+
+def test_pack():
+    """Each response stands in one row behind its prompt, which is there once; nothing overlaps or goes past the end;
+    and a group's prompt is fed to the model once where its row has room."""
+    rng = random.Random(0)
+    prompts = [i // 4 for i in range(40)]
+    prompt_lengths, lengths = [3 + p % 5 for p in prompts], [rng.randrange(0, 30) for _ in prompts]
+    places, cells = er.pack(prompts, prompt_lengths, lengths, 40), {}
+    for i, (row, prompt_at, response_at) in enumerate(places):
+        for start, count, owner in ((prompt_at, prompt_lengths[i], ("x", prompts[i])), (response_at, lengths[i], i)):
+            for place in range(start, start + count):
+                assert place < 40 and cells.setdefault((row, place), owner) == owner
+        assert prompt_at + prompt_lengths[i] <= response_at
+    assert len({row for row, *_ in places}) <= 1.2 * len(cells) / 40
+    model, fed = tiny_model(), []
+    model.get_input_embeddings().register_forward_hook(lambda _, ids, __: fed.append(ids[0].shape))
+    ids, mask, responses = padded([5] * 6, group=6)
+    er.response_logprobs(model, ids, mask, 9)
+    assert fed == [(1, er.PACKED_ROW)] and len(PROMPTS[0]) + 6 * 4 <= er.PACKED_ROW
 
 
 def test_token_logprobs():
