@@ -6,9 +6,9 @@
     python entropy_rl.py --check-theory                   # Theorems 1 and 2, in seconds
     python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --method kl_cov    # one consumer GPU
 
-The paper is Cui et al., arXiv 2505.22617. The file reads in its order: 1 settings; 2 the reward, a verifier (Sec. 2.1);
-3 problems and the built-in policy; 4 rollouts (Eq. 5); 5 advantages (Eq. 3); 6 covariance (Eq. 10), selection (Eq. 11,
-13) and losses (Eq. 4, 12, 14); 7 training; 8 the law (Eq. 6) and the theorems; 9 reports; 10 the command line.
+The paper is Cui et al., arXiv 2505.22617. The file reads in its order: 1 settings; 2 the reward, a verifier (2.1);
+3 problems and the built-in policy; 4 rollouts (Eq. 5); 5 advantages (Eq. 3); 6 covariance (Eq. 10), selection (Eq.
+11, 13) and losses (Eq. 4, 12, 14); 7 training; 8 the law (Eq. 6) and the theorems; 9 reports; 10 the command line.
 
 Shapes: N responses, T response tokens, P prompts, G responses a prompt (N = P G), V vocabulary, M tokens of a batch.
 A rollout is one batch of responses; a mini-batch is one optimizer step; a micro-batch is one forward pass.
@@ -28,7 +28,6 @@ import operator
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -63,6 +62,12 @@ class UserError(Exception):
     """Something that the user can mend: shown as one line, exit status 2."""
 
 
+def demand(holds, message: str):
+    """Raise UserError with the message where something that a user has to see to does not hold."""
+    if not holds:
+        raise UserError(message)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # 1. Settings
 
@@ -72,8 +77,7 @@ TINY = {"tiny": 64} | {f"tiny-{width}": width for width in range(16, 1040, 16)} 
 
 
 def setting(default, help: str, choices=(), low=-1e18, high=1e18):
-    """A field of Config that carries its help text and its bounds. A pair is the default of the built-in policy, and
-    of a real model: the paper's where it has one."""
+    """A field of Config with its help and bounds. A pair: the defaults of the built-in policy and of a real model."""
     return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
 
 
@@ -137,25 +141,20 @@ class Config:
             if isinstance(value, tuple):
                 value = value[0 if self.model in TINY else 1]
                 setattr(self, f.name, value)
-            if meta["choices"] and value not in meta["choices"]:
-                raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
-            number, low, high = dict(int=int, float=(int, float)).get(f.type), meta["low"], meta["high"]
-            if number and not (isinstance(value, number) and low <= value <= high):
-                raise UserError(f"{flag} {value}: must be a number from {low} to {high}")
-        if self.prompts % self.updates:
-            raise UserError(f"--updates {self.updates} does not divide --prompts {self.prompts}")
-        if self.clip_cov_low >= self.clip_cov_high:
-            raise UserError(f"--clip-cov-low {self.clip_cov_low} must be below --clip-cov-high {self.clip_cov_high}")
-        if self.prompt_template and "{problem}" not in self.prompt_template:
-            raise UserError("--prompt-template must contain {problem}")
-        if self.probe and self.updates > 1:
-            raise UserError("--probe measures one optimizer step: add --updates 1")
+            demand(value in (meta["choices"] or [value]), f"{flag} {value}: choose from {', '.join(meta['choices'])}")
+            number, low, high = dict(int=int, float=(int, float)).get(f.type, object), meta["low"], meta["high"]
+            demand(isinstance(value, number) and (number is object or low <= value <= high),
+                   f"{flag} {value}: must be a number from {low} to {high}")
+        demand(self.prompts % self.updates == 0, f"--updates {self.updates} does not divide --prompts {self.prompts}")
+        demand(self.clip_cov_low < self.clip_cov_high,
+               f"--clip-cov-low {self.clip_cov_low} must be below --clip-cov-high {self.clip_cov_high}")
+        demand("{problem}" in (self.prompt_template or "{problem}"), "--prompt-template must contain {problem}")
+        demand(self.updates == 1 or not self.probe, "--probe measures one optimizer step: add --updates 1")
 
 
 def seeded(device, *key) -> torch.Generator:
     """A generator that is a function of its key, as (seed, step, "rollout"): a resumed run needs no random state."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator(device).manual_seed(int(hashlib.sha256(repr(key).encode()).hexdigest()[:14], 16))
 
 
 def printable(text: str) -> str:
@@ -478,8 +477,7 @@ WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 1800, 128, 4e-3
 
 
 def reduce_once(expression: str, careful: bool = True, slip: int = 0) -> str:
-    """Replace one operation of one-digit numbers, the first `*` (if careful) or else the leftmost one, by its value
-    modulo 10 (plus a slip)."""
+    """Do one operation of one-digit numbers modulo 10, the first `*` (if careful) or the leftmost, plus a slip."""
     at = max(expression.find("*") - 1, 0) if careful else 0
     left, operator, right = int(expression[at]), expression[at + 1], int(expression[at + 2])
     value = left + right if operator == "+" else left - right if operator == "-" else left * right
@@ -487,11 +485,9 @@ def reduce_once(expression: str, careful: bool = True, slip: int = 0) -> str:
 
 
 def crowd_solution(expression: str, rng: random.Random, brief: float) -> str:
-    """One text of the warm-up corpus, by an imperfect writer, so that the policy starts broad, like a base model.
-
-    A share `brief` of the writers answers at once, the others one operation at a time, as in =3+8-2=1-2\\boxed{9}.
-    Some mind precedence, the others work from left to right, a habit that is often right. All slip now and then.
-    """
+    """One text of the warm-up corpus, by an imperfect writer, so that the policy starts broad, like a base model. A
+    share `brief` of the writers answers at once, the others one operation at a time, as in =3+8-2=1-2\\boxed{9}. Some
+    mind precedence, the others work from left to right, a habit that is often right. All slip now and then."""
     at_once, careful, steps = rng.random() < brief, rng.random() < CAREFUL, ""
     while len(expression) > 1:
         slip = rng.choice((-2, -1, 1, 2)) if rng.random() < SLIP else 0
@@ -516,12 +512,10 @@ def arithmetic_problems(split: str, count: int) -> list[dict]:
 def tiny_policy(width: int):
     """The built-in policy before any training: a Qwen2 of two layers, and a tokenizer of characters, \\boxed{ one."""
     words = ["<pad>", "<eos>", BOX, "}", *"0123456789+-*=?"]
-    spec = dict(version="1.0", normalizer=None, post_processor=None, decoder=dict(type="Fuse"), added_tokens=[
-                    dict(id=i, content=words[i], special=True, single_word=False, lstrip=False, rstrip=False,
-                         normalized=False) for i in range(2)],
-                model=dict(type="WordLevel", vocab={word: i for i, word in enumerate(words)}, unk_token="?"),
-                pre_tokenizer=dict(type="Split", pattern=dict(Regex=r"\\boxed\{|."), behavior="Isolated",
-                                   invert=False))
+    spec = dict(
+        version="1.0", added_tokens=[], normalizer=None, post_processor=None, decoder=dict(type="Fuse"),
+        pre_tokenizer=dict(type="Split", pattern=dict(Regex=r"\\boxed\{|."), behavior="Isolated", invert=False),
+        model=dict(type="WordLevel", vocab={word: i for i, word in enumerate(words)}, unk_token="?"))
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tokenizer.json").write_text(json.dumps(spec))
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", pad_token="<pad>",
@@ -551,8 +545,7 @@ def warm_up(name: str) -> Path:
         torch.set_num_threads(1)  # so that the start of a run does not depend on which run came first
         model, tokenizer = tiny_policy(TINY[name])
         rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0,
-                                      fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
             (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
         for step in tqdm(range(WARM_UP_STEPS), "warm-up", disable=None):  # None: only on a terminal
@@ -574,11 +567,6 @@ def warm_up(name: str) -> Path:
     return folder
 
 
-def first_of(names, found):
-    """The first of the names that is among those found, or None."""
-    return next((name for name in names if name in found), None)
-
-
 def read_rows(source: str, split: str):
     """A data file or Hugging Face data set id as (rows, whether the same rows serve training and evaluation)."""
     import datasets
@@ -590,9 +578,9 @@ def read_rows(source: str, split: str):
             splits = datasets.load_dataset(kind, data_files=glob.escape(source))
         else:
             names = datasets.get_dataset_config_names(source)
-            splits = datasets.load_dataset(source, first_of(("main", *names), names))
-        train = first_of(("train", "test", "validation", *splits), splits)
-        test = first_of(("test", "validation", "train", *splits), splits)
+            splits = datasets.load_dataset(source, "main" if "main" in names else names[0])
+        train = next(name for name in ("train", "test", "validation", *splits) if name in splits)
+        test = next(name for name in ("test", "validation", "train", *splits) if name in splits)
         return splits[train if split == "train" else test].flatten(), train == test
 
 
@@ -605,26 +593,22 @@ def load_problems(config: Config, split: str) -> list[dict]:
                 arithmetic_problems(ARITHMETIC[source], config.eval_problems))
     rows, shared = read_rows(source, split)
     columns = {name.split(".")[-1]: name for name in reversed(rows.column_names)}
-    question = first_of(("problem", "question", "prompt"), columns)
-    answer = first_of(("answer", "ground_truth", "solution"), columns)
-    if not question or not answer:
-        raise UserError(f"{source}: needs a column problem, question or prompt, and a column answer, solution or "
-                        f"ground_truth; found {', '.join(rows.column_names)}")
+    question = next((columns[name] for name in ("problem", "question", "prompt") if name in columns), None)
+    answer = next((columns[name] for name in ("answer", "ground_truth", "solution") if name in columns), None)
+    demand(question and answer, f"{source}: needs a column problem, question or prompt, and a column answer, "
+                                f"ground_truth or solution; found {', '.join(rows.column_names)}")
     problems = {}
-    for text, gold in zip(rows[columns[question]], rows[columns[answer]]):
-        if isinstance(text, list):  # a chat
-            readable = text and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in text)
-        else:
-            readable, text = text not in (None, ""), str(text)
+    for text, gold in zip(rows[question], rows[answer]):
+        text = text if isinstance(text, list) else str(text or "")  # a list is a chat
+        readable = isinstance(text, str) or all(isinstance(m, dict) and type(m.get("content")) is str for m in text)
         gold = "" if gold is None else str(gold).strip()
         gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
-        if readable and gold:
+        if text and readable and gold:
             problems[hashlib.sha256(repr(text).encode()).digest()] = dict(problem=text, answer=gold)
     divided = shared and config.eval_data in ("", config.data)
     if len(problems) < len(rows) and not (divided and split == "train"):  # else it was said of the test split
         print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows skipped (no readable answer, or repeated)")
-    if not problems:
-        raise UserError(f"{source}: no row has a problem and an answer")
+    demand(problems, f"{source}: no row has a problem and an answer")
     found = [problem for _, problem in sorted(problems.items())]
     count = min(config.eval_problems, max(1, len(found) // 10)) if divided else config.eval_problems
     return found[:count] if split == "test" else found[count:] if divided else found
@@ -664,20 +648,17 @@ def load_policy(config: Config) -> Policy:
         model = AutoModelForCausalLM.from_pretrained(source, config=settings, dtype=torch.float32,
                                                      trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        if not tokenizer("1+1=2 Why?").input_ids:
-            raise ValueError("its tokenizer is missing")
-    with explain(f"--device {device} cannot hold {source}"):
-        model.to(device)
+        demand(tokenizer("1+1=2 Why?").input_ids, "its tokenizer is missing")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-    model.train(config.gradient_checkpointing)  # without dropout the two modes compute the same
+    model.to(device).train(config.gradient_checkpointing)  # without dropout the two modes compute the same
     stops = [model.generation_config.eos_token_id, tokenizer.eos_token_id]
     stops = sorted({i for s in stops if s is not None for i in (s if isinstance(s, list) else [s])})
     with torch.no_grad():  # section 4 projects the hidden states itself
         ids = torch.arange(4, device=device)[None]                                                 # [1, 4]
         ours = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)    # [1, 4, V]
-    if not stops or not torch.allclose(model(input_ids=ids).logits, ours, atol=1e-3):
-        raise UserError(f"--model {source}: needs a stop token, and logits that are its output layer's alone")
+        demand(stops and torch.allclose(model(input_ids=ids).logits, ours, atol=1e-3),
+               f"--model {source}: needs a stop token, and logits that are its output layer's alone")
     return Policy(model, tokenizer, stops, stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
@@ -694,16 +675,9 @@ def left_pad(prompts: list[list[int]], pad_token_id: int) -> Tensor:
     return torch.tensor([[pad_token_id] * (longest - len(ids)) + list(ids) for ids in prompts])
 
 
-def mixed_precision(device: torch.device):
-    """bf16 matrix products over the fp32 weights on a CUDA GPU; plain fp32 elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values, [rows, heads, length, width], with spare room at the end.
-
-    The library's DynamicLayer concatenates, which copies the whole cache for every token sampled.
-    """
+    """One layer's keys and values, [rows, heads, length, width], with spare room at the end. The library's
+    DynamicLayer concatenates, which copies the whole cache for every token sampled."""
     used, room = 0, ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
@@ -742,10 +716,8 @@ class Rollouts:
 @torch.no_grad()
 def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, eos_token_ids, pad_token_id,
                     greedy=False, generator=None) -> Rollouts:
-    """Sample `group_size` responses to each of P prompts (lists of token ids) on the model's KV cache (Sec. 2.1).
-
-    A prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache.
-    """
+    """Sample `group_size` responses to each of P prompts (lists of token ids) on the model's KV cache (Sec. 2.1). A
+    prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache."""
     device, training, length = model.device, model.training, max(map(len, prompts))
     model.eval()  # in training mode gradient checkpointing would drop the cache
     stops = torch.tensor(eos_token_ids, device=device)
@@ -759,19 +731,17 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     hidden_from = torch.nn.functional.pad(prompt_mask == 0, (0, max_new_tokens))[each]             # [N, L+T]
     attention = torch.zeros(1, device=device).masked_fill(hidden_from, -math.inf)[:, None, None]   # [N, 1, 1, L+T]
     position, cache = prompt_mask.sum(1, keepdim=True)[each], Cache(layer_class_to_replicate=RoomyLayer)
-    with mixed_precision(device):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # over weights in fp32
         logits = model(input_ids=prompt_ids, attention_mask=prompt_mask, past_key_values=cache, use_cache=True,
                        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
-        if not torch.isfinite(logits).all():
-            raise UserError("the policy's logits are not finite any more: lower --lr")
+        demand(torch.isfinite(logits).all(), "the policy's logits are not finite any more: lower --lr")
         cache.batch_select_indices(each)
         logits = logits[each]                                                                      # [n, V]
         for t in range(max_new_tokens):
             at_one = logits.float().log_softmax(-1)                                                # [n, V]
             sampled_from = at_one if temperature == 1 else (at_one / temperature).log_softmax(-1)
             chances = sampled_from.exp()
-            token = (logits.argmax(-1) if greedy else
-                     torch.multinomial(chances, 1, generator=generator)[:, 0])                     # [n]
+            token = logits.argmax(-1) if greedy else torch.multinomial(chances, 1, generator=generator)[:, 0]  # [n]
             tokens[rows, t] = token
             logprobs[rows, t] = sampled_from.gather(1, token[:, None])[:, 0]
             entropy[rows, t] = -((chances if temperature == 1 else at_one.exp()) * at_one).sum(-1)
@@ -824,14 +794,12 @@ def pack(prompts: list, prompt_lengths: list[int], lengths: list[int], capacity:
 
 
 def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0, with_entropy=True):
-    """log pi(y_t | y_<t, x) of the response tokens, and the entropy there, both [N, T] and differentiable.
-
-    The responses are the last `response_length` columns; off the mask both results are 0. The distribution is
+    """log pi(y_t | y_<t, x) of the response tokens, and the entropy there, both [N, T] and differentiable. The
+    responses are the last `response_length` columns; off the mask both results are 0. The distribution is
     softmax(logits / temperature), so the entropy is Eq. 5's at temperature 1 only. Two things keep it small: many
     sequences share a row of the forward pass, and a group its prompt, behind an attention mask; and only response
-    tokens are projected onto the vocabulary, in chunks which the backward pass computes again, so no [N, T, V]
-    tensor ever exists.
-    """
+    tokens are projected onto the vocabulary, in chunks which the backward pass computes again, so no [N, T, V] tensor
+    ever exists."""
     width, mask, device = input_ids.shape[1] - response_length, attention_mask.bool(), input_ids.device   # L
     is_response = mask[:, width:]                                                                  # [N, T]
     fed = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))     # the last token predicts nothing
@@ -855,10 +823,10 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
     place = torch.arange(longest, device=device)
     seen = ((prompt[:, :, None] == prompt[:, None]) & ((owner[:, None] == -1) | (owner[:, :, None] == owner[:, None]))
             & (place[:, None] >= place))                                                           # [B, S, S]
-    with mixed_precision(device):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         hidden = model.base_model(
             input_ids=packed(input_ids, 0), position_ids=packed(position, 0), use_cache=False,
-            attention_mask=torch.zeros(1, device=device).where(seen, -math.inf)[:, None]).last_hidden_state  # [B, S, d]
+            attention_mask=torch.zeros(1, device=device).where(seen, -math.inf)[:, None]).last_hidden_state
         hidden = hidden.flatten(0, 1)[cells[:, width - 1:-1][is_response]]                         # [M, d]
         targets, head = input_ids[:, width:][is_response], model.get_output_embeddings()           # [M]
         size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
@@ -896,11 +864,9 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
 # 6. Covariance and losses (Sec. 4.2)
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Eq. 10: Cov(y_t) = (log pi(y_t) - mean log pi) (A(y_t) - mean A), means over the tokens of the mask.
-
-    [N, T], [N], [N, T] -> [N, T], 0 off the mask, without gradient. Its mean over the mask is the covariance that
-    Theorem 2 ties to the fall of entropy.
-    """
+    """Eq. 10: Cov(y_t) = (log pi(y_t) - mean log pi) (A(y_t) - mean A), means over the tokens of the mask. [N, T],
+    [N], [N, T] -> [N, T], 0 off the mask, without gradient. Its mean over the mask is the covariance that Theorem 2
+    ties to the fall of entropy."""
     ### BEGIN SOLUTION
     logprobs, mask = logprobs.detach(), mask.bool()
     advantages = advantages.detach()[:, None].expand_as(logprobs)                                  # [N, T]
@@ -918,11 +884,9 @@ def clipped_ratio(config: Config, ratio: Tensor) -> Tensor:
 
 def select_tokens(config: Config, logprobs, old_logprobs, advantages, mask, generator=None) -> Tensor:
     """The tokens that Clip-Cov detaches (Eq. 11) or KL-Cov penalises (Eq. 13): [N, T] bool; all False otherwise.
-
     clip_cov: floor(r M) tokens picked at random among those with omega_low < Cov < omega_high, but none that the PPO
     clip has stopped already. kl_cov: the floor(k M) tokens of the highest Cov. M counts the tokens of the mask. A
-    positive r or k selects at least one token, as in the authors' code, but never more than there are.
-    """
+    positive r or k selects at least one token, as in the authors' code, but never more than there are."""
     ### BEGIN SOLUTION
     mask = mask.bool()
     selected = torch.zeros_like(mask)
@@ -975,10 +939,8 @@ def token_losses(config: Config, logprobs, old_logprobs, advantages, selected, e
 def policy_loss(config: Config, logprobs, old_logprobs, advantages, mask, generator=None, *, entropy=None,
                 ref_logprobs=None) -> Tensor:
     """The scalar that one optimizer step minimises: selection (Eq. 11, 13), then the token losses (Eq. 4, 12, 14) as
-    their mean over the mask, whatever response they are of.
-
-    The arguments hold the whole mini-batch, [N, T] and advantages [N], whatever the micro-batch size.
-    """
+    their mean over the mask, whatever response they are of. The arguments hold the whole mini-batch, [N, T] and
+    advantages [N], whatever the micro-batch size."""
     ### BEGIN SOLUTION
     selected = select_tokens(config, logprobs, old_logprobs, advantages, mask, generator)
     losses = token_losses(config, logprobs, old_logprobs, advantages, selected, entropy, ref_logprobs)
@@ -1013,11 +975,10 @@ def evaluate(config: Config, policy: Policy, problems: list[dict]) -> tuple[dict
     problems and random numbers at every evaluation of a run, so that two of them differ by the policy alone."""
     k, right, greedy, samples = config.eval_samples, [], [], []
     size = max(1, config.prompts * config.group_size // k)
-    generator = seeded(policy.model.device, config.seed, "evaluation")
+    noise = seeded(policy.model.device, config.seed, "evaluation")
     for start in range(0, len(problems), size):
         batch = problems[start:start + size]
-        _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature,
-                                    generator=generator)
+        _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature, generator=noise)
         right += rewards.view(-1, k).sum(1).tolist()
         greedy += collect(config, policy, batch, 1, temperature=1.0, greedy=True)[1].tolist()
         samples += [dict(problem=p["problem"], response=text, extracted=extract_answer(text), answer=p["answer"],
@@ -1036,11 +997,9 @@ UPDATE_KEYS = ("updates", "skipped_updates", "loss", "grad_norm", "clip_fraction
 
 
 def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) -> dict[str, Tensor]:
-    """What a mini-batch looked like to the selection; arguments as of select_tokens, values scalars or [4].
-
-    The share of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1); and
-    of each quadrant (QUADRANTS) the share of the tokens, their part of the mean Cov, and the number selected.
-    """
+    """What a mini-batch looked like to the selection; arguments as of select_tokens, values scalars or [4]. The share
+    of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1); and of each
+    quadrant (QUADRANTS) the share of the tokens, their part of the mean Cov, and the number selected."""
     gain, log_ratio = advantages[:, None].expand_as(logprobs)[mask], (logprobs - old_logprobs)[mask]  # [M]
     ratio, covariance = log_ratio.exp(), token_covariance(logprobs, advantages, mask)[mask]        # [M]
     ranked = covariance.sort(descending=True).values
@@ -1069,11 +1028,9 @@ def mini_batches(config: Config, rollouts: Rollouts, rewards: Tensor, step: int)
 
 
 def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewards: Tensor, step: int) -> dict:
-    """The optimizer steps of one rollout step (Sec. 4.3), one a mini-batch, and what they looked like.
-
-    policy_loss sees the log-probabilities of the whole mini-batch, as leaves of the graph. Their gradients are then
-    carried into the model one micro-batch at a time, so that its size changes nothing but memory.
-    """
+    """The optimizer steps of one rollout step (Sec. 4.3), one a mini-batch, and what they looked like. policy_loss
+    sees the log-probabilities of the whole mini-batch, as leaves of the graph. Their gradients are then carried into
+    the model one micro-batch at a time, so that its size changes nothing but memory."""
     model, width = policy.model, rollouts.response_mask.shape[1]
     batches, advantages = mini_batches(config, rollouts, rewards, step)
     row, seen, picked = dict(updates=len(batches), skipped_updates=0, selected_tokens=0), [], []
@@ -1163,25 +1120,23 @@ NOT_OF_THE_RUN = "steps out resume compare seeds report check_theory eval_only c
 
 
 def open_run(config: Config) -> tuple[dict, dict]:
-    """Make the run folder; under --resume, the checkpoint that it holds, or {}, and the log in that: settings, rows and
-    samples. It is the truth: the files of the log are written anew from it, and what they had beyond is done again."""
+    """Make the run folder; under --resume, what its checkpoint holds, or {}, and the log in that: settings, rows and
+    samples. It is the truth: the log's files are written anew from it, and what they had beyond is done again."""
     run, path, state = Path(config.out), Path(config.out, "checkpoint.pt"), {}
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
     log = dict(settings=settings, rows=[], samples=[])
     with explain(f"--out {run}: no file can be written there"):
         run.mkdir(parents=True, exist_ok=True)
-    if any(run.iterdir()) and not config.resume:
-        raise UserError(f"--out {run} is in use: add --resume to go on with its run, or choose another folder")
+    demand(config.resume or not any(run.iterdir()),
+           f"--out {run} is in use: add --resume to go on with its run, or choose another folder")
     if path.exists():
         with explain(f"{path} is damaged", ": start again in another --out"):
             state = torch.load(path, map_location="cpu", weights_only=True)
             log = json.loads(state["log"])
-            if not (log["rows"] and state["model"] and state["optimizer"]):
-                raise ValueError("it is not whole")
+            demand(log["rows"] and state["model"] and state["optimizer"], "it is not whole")
     changed = [f"--{k.replace('_', '-')} (was {was}, now {v})" for k, v in settings.items()
                if (was := log["settings"].get(k)) != v]
-    if changed:
-        raise UserError(f"--resume {run}: these settings would change its result: {', '.join(changed)}")
+    demand(not changed, f"--resume {run}: these settings would change its result: {', '.join(changed)}")
     rows = log["rows"]
     if rows and config.eval_every and len(rows) <= config.steps and rows[-1]["step"] % config.eval_every:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval_")}  # was due at the old end only
@@ -1222,32 +1177,16 @@ def read_config(run) -> dict:
         return json.loads(Path(run, "config.json").read_text()) | {}
 
 
-def interrupts(stack: contextlib.ExitStack) -> list:
-    """A list that the first Ctrl-C fills, so that a step can be finished; the second raises KeyboardInterrupt."""
-    caught = []
-
-    def handler(*signal_and_frame):
-        caught.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-    stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handler))
-    return caught
-
-
 def train(config: Config) -> list[dict]:
-    """Train --model on --data by --method and return the rows of metrics.jsonl, one a rollout step.
-
-    Row 0 is the policy before any update. Row s > 0 tells the rollout of step s, sampled before its update, the
-    update, and, on evaluation steps, the policy after it. Everything random is a function of (seed, step) and the
-    checkpoint holds the rest, so a run that is killed and resumed writes the rows of an unbroken one.
-    """
+    """Train --model on --data by --method and return the rows of metrics.jsonl, one a rollout step. Row 0 is the
+    policy before any update. Row s > 0 tells the rollout of step s, sampled before its update, the update, and, on
+    evaluation steps, the policy after it. Everything random is a function of (seed, step) and the checkpoint holds
+    the rest, so a run that is killed and resumed writes the rows of an unbroken one."""
     run, (state, log) = Path(config.out), open_run(config)
     rows, samples = log["rows"], log["samples"]
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         policy, held_out, problems = prepare(config, train=True)
-        interrupted = interrupts(stack)  # not before: the warm-up may be stopped at once
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         parts = dict(model=policy.model, optimizer=optimizer) | (dict(reference=reference) if reference else {})
@@ -1256,21 +1195,28 @@ def train(config: Config) -> list[dict]:
         append(run / "config.json", [log["settings"] | dict(steps=config.steps, torch=torch.__version__)], "w")
         append(run / "metrics.jsonl", rows, "w")
         append(run / "samples.jsonl", samples, "w")
-        if config.method == "kl_cov" and config.updates == 1:
+        if (config.method, config.updates) == ("kl_cov", 1):
             print("note: with --updates 1 KL-Cov cannot act: at ratio 1 its penalty has no gradient")
+        interrupted = []
+
+        def handler(*signal_and_frame):  # the first Ctrl-C finishes the step
+            interrupted.append(True)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handler))
         bar = stack.enter_context(tqdm(range(len(rows), config.steps + 1), "training", disable=None))
         for step in bar:
             row, end = rollout_step(config, policy, reference, optimizer, problems, step), step == config.steps
-            shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}"
+            shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}, length {row['response_length']:.1f}"
             bar.set_postfix_str(shown)
             if config.eval_every and (step % config.eval_every == 0 or end):
-                result, shown_samples = evaluate(config, policy, held_out)
+                result, some = evaluate(config, policy, held_out)
                 row |= result
-                samples += [dict(step=step) | sample for sample in shown_samples]
-                append(run / "samples.jsonl", samples[-len(shown_samples):])
+                samples += [dict(step=step) | sample for sample in some]
+                append(run / "samples.jsonl", samples[-len(some):])
                 if bar.disable:  # no terminal
-                    print(f"step {step}: {shown}, avg@{config.eval_samples} {row['eval_avg']:.3f}, "
-                          f"length {row['response_length']:.1f}", flush=True)
+                    print(f"step {step}: {shown}, avg@{row['eval_k']} {row['eval_avg']:.3f}", flush=True)
             if row["skipped_updates"] and not any(r["skipped_updates"] for r in rows):
                 print(f"step {step}: a loss or gradient was not finite; the update was skipped")
             rows.append(json.loads(json.dumps(row), parse_constant=lambda name: None))  # JSON has no NaN
@@ -1279,16 +1225,15 @@ def train(config: Config) -> list[dict]:
             if step % config.checkpoint_every == 0 or end or interrupted or hopeless:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 write(run / "checkpoint.pt", state | dict(log=json.dumps(log)))
-            if hopeless:
-                raise UserError(f"stopped at step {step}: no finite update in three steps; {run} holds the last good "
-                                "weights; try a lower --lr")
-            if interrupted:
-                break
+            demand(not hopeless, f"stopped at step {step}: no finite update in three steps; {run} holds the last "
+                                 "good weights; try a lower --lr")
+            if interrupted and not end:
+                print(f"stopped after step {step}; to go on, repeat the command with --resume")
+                raise KeyboardInterrupt
         with explain(f"{run}/policy cannot be written", "; the checkpoint is whole: --resume"):
             policy.model.save_pretrained(run / "policy")
             policy.tokenizer.save_pretrained(run / "policy")
-        if interrupted:
-            print(f"stopped after step {rows[-1]['step']}; to go on, repeat the command with --resume")
+        if interrupted:  # in the last step
             raise KeyboardInterrupt
         return rows
 
@@ -1298,8 +1243,8 @@ def prepare(config: Config, train: bool):
     held_out, problems = load_problems(config, "test"), load_problems(config, "train") if train else []
     texts = {repr(p["problem"]) for p in held_out}
     problems = [p for p in problems if repr(p["problem"]) not in texts]
-    if train and len(problems) < config.prompts:
-        raise UserError(f"--data {config.data}: {len(problems)} training problems, but --prompts {config.prompts}")
+    demand(len(problems) >= config.prompts or not train,
+           f"--data {config.data}: {len(problems)} training problems, but --prompts {config.prompts}")
     policy = load_policy(config)
     for source, found in ((config.data, problems), (config.eval_data or config.data, held_out)):
         template = config.prompt_template or ("{problem}" if source in ARITHMETIC else "")
@@ -1309,8 +1254,7 @@ def prepare(config: Config, train: bool):
 
 
 def rollout_step(config: Config, policy: Policy, reference, optimizer, problems: list[dict], step: int) -> dict:
-    """Sample, reward, update (Sec. 4.3): one row of metrics.jsonl; its seconds are without evaluation. Step 0 only
-    looks, at the problems of step 1."""
+    """Sample, reward, update (Sec. 4.3): one row of metrics.jsonl. Step 0 only looks, at the problems of step 1."""
     begun, device, size = time.perf_counter(), policy.model.device, config.prompts
     epoch, place = divmod(max(step - 1, 0), len(problems) // size)
     order = torch.randperm(len(problems), generator=seeded("cpu", config.seed, epoch, "data")).tolist()
@@ -1357,12 +1301,10 @@ class EntropyLaw:
 
 
 def fit_entropy_law(entropy, accuracy) -> EntropyLaw:
-    """Eq. 6 by least squares, linear in exp(H), from two lists of equal length. Raises UserError with fewer than two
-    different entropies, where no law can be told."""
+    """Eq. 6 by least squares, linear in exp(H), from two lists; UserError without two different entropies."""
     ### BEGIN SOLUTION
     spent, gained = torch.as_tensor(entropy).double().exp(), torch.as_tensor(accuracy).double()
-    if len(spent) < 2 or spent.max() == spent.min():
-        raise UserError("the law needs points of at least two different entropies")
+    demand(len(spent) and spent.max() > spent.min(), "the law needs points of at least two different entropies")
     slope = ((spent - spent.mean()) * (gained - gained.mean())).sum() / ((spent - spent.mean()) ** 2).sum()
     law = EntropyLaw(-slope.item(), (gained.mean() - slope * spent.mean()).item(), 0.0, 0.0)
     squares = ((gained - law.predict(entropy)) ** 2).sum()
@@ -1380,12 +1322,10 @@ def tabular_step(logits: Tensor, rewards: Tensor, lr: float, rule: str) -> Tenso
 
 
 def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str) -> tuple[Tensor, Tensor]:
-    """Theorems 1 and 2 on a softmax policy with a logit per action: (actual, predicted) change of entropy.
-
-    actual: H after one step minus H before. predicted: -eta Cov_{a~pi}(log pi, pi A) for the vanilla policy gradient
-    ("pg", Theorem 1), -eta Cov_{a~pi}(log pi, A) for the natural one ("npg", Theorem 2). Both are Lemma 1,
-    -Cov(log pi, change of the logits). logits, rewards [..., V] -> two tensors [...].
-    """
+    """Theorems 1 and 2 on a softmax policy with a logit per action: (actual, predicted) change of entropy. actual: H
+    after one step minus H before. predicted: -eta Cov_{a~pi}(log pi, pi A) for the vanilla policy gradient ("pg",
+    Theorem 1), -eta Cov_{a~pi}(log pi, A) for the natural one ("npg", Theorem 2). Both are Lemma 1, -Cov(log pi,
+    change of the logits). logits, rewards [..., V] -> two tensors [...]."""
     ### BEGIN SOLUTION
     change = tabular_step(logits, rewards, lr, rule)
     logprobs, after = logits.log_softmax(-1), (logits + change).log_softmax(-1)
@@ -1451,10 +1391,9 @@ def report(run) -> None:
     updates = [r for r in rows if r.get("cov_mean") is not None]
     if updates:
         for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
-            keys = {f"top {p} %": f"cov_top_{p}" for p in COV_TOP} | {"all": "cov_mean"}
-            means = [f"{title} {fmean(r[key] for r in part):.3f}" for title, key in keys.items()]
-            print(f"  Cov (Table 1), {name}: " + ", ".join(means))
-        print(f"  {'quadrants (A: advantage, p: probability; + above the mean)':62}" + "    ".join(QUADRANTS))
+            tops = [f"top {p} % {fmean(r[f'cov_top_{p}'] for r in part):.3f}" for p in COV_TOP]
+            print(f"  Cov (Table 1), {name}: {', '.join(tops)}, all {fmean(r['cov_mean'] for r in part):.3f}")
+        print(f"  {'quadrants (A: advantage, p: probability; + above the mean)':64}" + "    ".join(QUADRANTS))
         selected = sum(r["selected_tokens"] for r in updates) or 1
         for name, key, total in (("share of the tokens", "quadrant_tokens", len(updates)),
                                  ("part of the mean Cov", "quadrant_cov", len(updates)),
@@ -1490,7 +1429,7 @@ def report_law(config: dict, rows: list[dict]):
             (config.get("method") not in ("grpo", "pg"),
              "the method intervenes on entropy: the paper claims the law for runs without intervention only"),
             (not law.r2 >= 0.9, "a poor fit: do not read a and b as properties of the policy"),
-            (max(accuracy) - accuracy[0] < 0.02, "accuracy did not rise by 0.02: it did not learn, and has no law"),
+            (max(accuracy) - accuracy[0] < 0.02, "accuracy did not rise by 0.02: this run did not learn"),
             (entropy[-1] > 1.2 * entropy[0], "entropy rose, an explosion: lower --kl-cov-fraction, --clip-cov-ratio, "
                                              "--entropy-coef or --updates")):
         if holds:
@@ -1517,9 +1456,8 @@ def picture(path: Path, panels: list[tuple]):
         from matplotlib.figure import Figure
     except ImportError:
         return print("no pictures: they need matplotlib (pip install matplotlib)")
-    matplotlib.rcParams.update({
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9,
-        "axes.titlesize": 10, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.3})
+    matplotlib.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "axes.titlesize": 10,
+                                "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.3})
     rows = 1 + (len(panels) > 2)
     figure = Figure((4.5 * len(panels) / rows, 3.6 * rows), layout="constrained")
     for axis, (title, across, up, curves, more) in zip(figure.subplots(rows, len(panels) // rows).flat, panels):
@@ -1546,17 +1484,6 @@ PANELS = [  # title, unit, keys of the rows that are drawn, y scale; beside them
     ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS], "linear")]
 
 
-def drawn_rows(run) -> list[dict]:
-    """The rows of a log, with the keys that only PANELS has."""
-    rows = read_log(run)
-    for row, later in zip(rows, rows[10:] + [{}] * 10):
-        if None not in (row.get("entropy"), later.get("entropy")):
-            row["-dH"] = row["entropy"] - later["entropy"]
-        for name in ("cov", "selected"):
-            row |= zip((f"{name} {q}" for q in QUADRANTS), row.get(f"quadrant_{name}") or ())
-    return rows
-
-
 def smooth(logs: list[list[dict]], key: str, reach=4):
     """Steps, and values [logs, steps] of a key: at the steps that every log has, the mean over the steps in reach."""
     known = [{r["step"]: r[key] for r in rows if r.get(key) is not None} for rows in logs]
@@ -1570,49 +1497,50 @@ def draw(runs: list, path: Path):
     for one run also its covariance beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
     shown, groups, seen = PANELS[:7 if len(runs) == 1 else 3], {}, Counter()
     panels = [(title, "rollout step", unit, [], dict(yscale=scale)) for title, unit, _, scale in shown]
-    panels.insert(3, ("The law R = -a exp(H) + b (Eq. 6)", "entropy (nats per token)", "avg@k", [], {}))
+    panels.append(("The law R = -a exp(H) + b (Eq. 6)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
-        label = re.sub(r"-seed\d+$", "", Path(run).resolve().name)
-        groups.setdefault((label, read_config(run).get("method")), []).append(drawn_rows(run))
+        label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
+        groups.setdefault((label, read_config(run).get("method")), []).append(rows)
+        for row, later in zip(rows, rows[10:] + [{}] * 10):  # the keys that only PANELS has
+            if None not in (row.get("entropy"), later.get("entropy")):
+                row["-dH"] = row["entropy"] - later["entropy"]
+            for name in ("cov", "selected"):
+                row |= zip((f"{name} {q}" for q in QUADRANTS), row.get(f"quadrant_{name}") or ())
     for (label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
-        for (*_, curves, _), (_, _, keys, _) in zip(panels[:3] + panels[4:], shown):
+        for (*_, curves, _), (_, _, keys, _) in zip(panels, shown):
             for key, color in zip(keys, COLORS.values() if len(keys) > 1 else [style["color"]]):
                 name = key if len(keys) > 1 else label if key == "entropy" else None
                 curves.append((name, *smooth(logs, key), style | dict(color=color)))
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
-        panels[3][3].append((None, entropy, [accuracy], style | dict(linestyle="", marker=".", alpha=0.6)))
+        law.append((None, entropy, [accuracy], style | dict(linestyle="", marker=".", alpha=0.6)))
         with contextlib.suppress(UserError):  # too few points for a law
-            law, grid = fit_entropy_law(entropy, accuracy), torch.linspace(min(entropy), max(entropy), 50)
-            panels[3][3].append((f"{label}: R² {law.r2:.2f}", grid, law.predict(grid)[None], style))
+            fit, grid = fit_entropy_law(entropy, accuracy), torch.linspace(min(entropy), max(entropy), 50)
+            law.append((f"{label}: R² {fit.r2:.2f}", grid, fit.predict(grid)[None], style))
     picture(path, panels)
 
 
-def final(rows: list[dict]) -> list[float]:
-    """The COLUMNS at the end of a run, NaN for none: means over the last tenth, the last evaluation, all seconds."""
-    known = {key: [r[key] for r in rows if r.get(key) is not None] or [math.nan] for key in COLUMNS}
-    last_tenth = -max(1, len(rows) // 10)
-    return [sum(x) if key == "seconds" else x[-1] if key.startswith("eval") else fmean(x[last_tenth:])
-            for key, x in known.items()]
+def at_end(logs: list[list[dict]], key: str) -> float:
+    """A column of the table, mean over seeds, NaN for none: all seconds, the last evaluation, else the last tenth."""
+    if key == "eval_avg_se" and len(logs) > 1:
+        return torch.tensor([at_end([rows], "eval_avg") for rows in logs]).std().item() / len(logs) ** 0.5
+    known = [[r[key] for r in rows if r.get(key) is not None] or [math.nan] for rows in logs]
+    return fmean(sum(x) if key == "seconds" else x[-1] if key.startswith("eval") else fmean(x[-max(1, len(x) // 10):])
+                 for x in known)
 
 
 def table(runs: dict):
     """Print a line for the start and one for the end of each method's logs, the means over its seeds."""
     starts = [rows[:1] for rows in next(iter(runs.values()))]
-    print(f"{'± over seeds' if len(starts) > 1 else '± over problems':16s}" +
-          "".join(f"{title:>9}" for title in COLUMNS.values()))
+    spread = "± over seeds" if len(starts) > 1 else "± over problems"
+    print(f"{spread:16s}" + "".join(f"{title:>9}" for title in COLUMNS.values()))
     for name, logs in (dict(before=starts) | runs).items():
-        ends = torch.tensor([*map(final, logs)], dtype=torch.float64)                              # [seeds, columns]
-        means = dict(zip(COLUMNS, ends.mean(0).tolist()))
-        if len(logs) > 1:
-            means["eval_avg_se"] = ends[:, [*COLUMNS].index("eval_avg")].std().item() / len(logs) ** 0.5
-        print(f"{name:16s}" + "".join(f"{x:9.3f}" for x in means.values()).replace("nan", "  -"))
+        print(f"{name:16s}" + "".join(f"{at_end(logs, key):9.3f}" for key in COLUMNS).replace("nan", "  -"))
 
 
 def compare(given: dict):
-    """Table 2 and Fig. 11 in small: every method on every seed, from the same warm policy and problems; a table and
-    a picture."""
+    """Table 2 and Fig. 11 in small: every method on every seed, from the same start; a table and a picture."""
     out, done = given.get("out") or "runs", {}
     with explain(f"--seeds {given.get('seeds')}: give numbers with commas, as in 0,1,2"):
         seeds = {int(seed): None for seed in str(given.get("seeds") or given.get("seed") or 0).split(",")}
@@ -1630,17 +1558,14 @@ def compare(given: dict):
 
 def parse(arguments: list[str] | None) -> dict:
     """The flags that were given, by the names of Config's fields."""
-    def complain(message):
-        raise UserError(message)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.error = complain
+    parser.error = lambda message: demand(False, message)
     for f in fields(Config):
         default = "{} tiny, {} real".format(*f.default) if isinstance(f.default, tuple) else f.default
         text = f.metadata["help"] + ("" if default in ("", None) or default is False else f" [{default}]")
-        kind = dict(int=int, float=float).get(f.type, str)
-        options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN")).get(
-            f.type, dict(type=kind, metavar="|".join(f.metadata["choices"]) or f.type.upper()))
+        options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN")).get(f.type, dict(
+            type=dict(int=int, float=float).get(f.type, str), metavar="|".join(f.metadata["choices"]) or None))
         parser.add_argument("--" + f.name.replace("_", "-"), help=text, **options)
     return vars(parser.parse_args(arguments))
 
