@@ -538,9 +538,11 @@ def warm_up(name: str) -> Path:
     folder = cache / f"tiny-{TINY[name]}-{key}"
     if (folder / "config.json").exists():
         return folder
-    with explain(f"the cache {cache} cannot be filled", "; set XDG_CACHE_HOME"), contextlib.ExitStack() as stack:
-        cache.mkdir(parents=True, exist_ok=True)
-        draft = stack.enter_context(tempfile.TemporaryDirectory(dir=cache))
+    told = f"the cache {cache} cannot be written", "; set XDG_CACHE_HOME"
+    with contextlib.ExitStack() as stack:
+        with explain(*told):
+            cache.mkdir(parents=True, exist_ok=True)
+            draft = stack.enter_context(tempfile.TemporaryDirectory(dir=cache))
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # so that the start of a run does not depend on which run came first
         model, tokenizer = tiny_policy(TINY[name])
@@ -560,8 +562,9 @@ def warm_up(name: str) -> Path:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        model.save_pretrained(f"{draft}/policy")
-        tokenizer.save_pretrained(f"{draft}/policy")
+        with explain(*told):
+            model.save_pretrained(f"{draft}/policy")
+            tokenizer.save_pretrained(f"{draft}/policy")
         with contextlib.suppress(OSError):  # another process may have been faster
             Path(draft, "policy").rename(folder)
     return folder
@@ -1127,8 +1130,9 @@ def open_run(config: Config) -> tuple[dict, dict]:
     log = dict(settings=settings, rows=[], samples=[])
     with explain(f"--out {run}: no file can be written there"):
         run.mkdir(parents=True, exist_ok=True)
-    demand(config.resume or not any(run.iterdir()),
-           f"--out {run} is in use: add --resume to go on with its run, or choose another folder")
+    begun = path.exists() or (run / "metrics.jsonl").exists()
+    demand(begun and config.resume or not any(run.iterdir()),
+           f"--out {run} is in use: add --resume to go on with its run if it holds one, or choose another folder")
     if path.exists():
         with explain(f"{path} is damaged", ": start again in another --out"):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -1192,8 +1196,8 @@ def train(config: Config) -> list[dict]:
         parts = dict(model=policy.model, optimizer=optimizer) | (dict(reference=reference) if reference else {})
         for name in parts if state else ():
             parts[name].load_state_dict(state[name])
-        append(run / "config.json", [log["settings"] | dict(steps=config.steps, torch=torch.__version__)], "w")
         append(run / "metrics.jsonl", rows, "w")
+        append(run / "config.json", [log["settings"] | dict(steps=config.steps, torch=torch.__version__)], "w")
         append(run / "samples.jsonl", samples, "w")
         if (config.method, config.updates) == ("kl_cov", 1):
             print("note: with --updates 1 KL-Cov cannot act: at ratio 1 its penalty has no gradient")
@@ -1419,10 +1423,9 @@ def report(run) -> None:
 def report_law(config: dict, rows: list[dict]):
     """What `report` says of the law (Eq. 6), its prediction (Fig. 5) and the shares of Fig. 2."""
     entropy, accuracy = law_points(rows)
-    try:
-        law = fit_entropy_law(entropy, accuracy)
-    except UserError as error:
-        return print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
+    if len(set(entropy)) < 2:
+        return print(f"  no law: no two different entropies ({len(entropy)} evaluations found; see --eval-every)")
+    law = fit_entropy_law(entropy, accuracy)
     print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; "
           f"R2 {law.r2:.3f}, RMSE {law.rmse:.4f} on {len(entropy)} points")
     for holds, remark in (
@@ -1436,7 +1439,7 @@ def report_law(config: dict, rows: list[dict]):
             print(f"    {remark}")
     for share, name in ((0.15, "15 %"), (1 / 3, "third")):
         first = max(3, round(share * len(entropy)))
-        if first < len(entropy) and max(entropy[:first]) > min(entropy[:first]):
+        if first < len(entropy) and len(set(entropy[:first])) > 1:
             early = fit_entropy_law(entropy[:first], accuracy[:first])
             errors = early.predict(entropy[first:]) - torch.tensor(accuracy[first:], dtype=torch.float64)
             print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE "

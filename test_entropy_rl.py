@@ -876,7 +876,7 @@ def test_a_model_folder_is_not_a_run_folder(cli, policy, tmp_path):
     """--out that names somebody's checkpoint does not replace its config.json."""
     model = shutil.copytree(policy, tmp_path / "model")
     before = files_of(model)
-    assert refused(cli(out=model), str(model))
+    assert refused(cli(out=model), str(model)) and refused(cli("--resume", out=model), str(model))
     assert files_of(model) == before
 
 
