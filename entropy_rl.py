@@ -1477,14 +1477,14 @@ def picture(path: Path, panels: list[tuple]):
     print(f"picture: {path}")
 
 
-PANELS = [  # title, unit, keys of the rows that are drawn, y scale; beside them stands the law
-    ("Policy entropy (Eq. 5)", "nats per token", ["entropy"], "linear"),
-    ("Held-out accuracy", "avg@k", ["eval_avg"], "linear"),
-    ("Response length", "tokens", ["response_length"], "linear"),
-    ("Covariance and the fall of entropy (Fig. 8)", "mean Cov; nats in ten steps", ["cov_mean", "-dH"], "linear"),
-    ("Largest covariances (Table 1)", "mean Cov of the top", [f"cov_top_{p}" for p in COV_TOP], "symlog"),
-    ("Part of the mean Cov, by quadrant", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS], "linear"),
-    ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS], "linear")]
+PANELS = [  # title, unit, keys of the rows that are drawn; beside them stands the law
+    ("Policy entropy (Eq. 5)", "nats per token", ["entropy"]),
+    ("Held-out accuracy", "avg@k", ["eval_avg"]),
+    ("Response length", "tokens", ["response_length"]),
+    ("Covariance and the fall of entropy (Fig. 8)", "mean Cov; nats in ten steps", ["cov_mean", "-dH"]),
+    ("Largest covariances (Table 1)", "mean Cov of the top", [f"cov_top_{p}" for p in COV_TOP]),
+    ("Part of the mean Cov, by quadrant", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
+    ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS])]
 
 
 def smooth(logs: list[list[dict]], key: str, reach=4):
@@ -1499,7 +1499,7 @@ def draw(runs: list, path: Path):
     """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
     for one run also its covariance beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
     shown, groups, seen = PANELS[:7 if len(runs) == 1 else 3], {}, Counter()
-    panels = [(title, "rollout step", unit, [], dict(yscale=scale)) for title, unit, _, scale in shown]
+    panels = [(title, "rollout step", unit, [], {}) for title, unit, _ in shown]
     panels.append(("The law R = -a exp(H) + b (Eq. 6)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
         label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
@@ -1512,7 +1512,7 @@ def draw(runs: list, path: Path):
     for (label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
-        for (*_, curves, _), (_, _, keys, _) in zip(panels, shown):
+        for (*_, curves, _), (_, _, keys) in zip(panels, shown):
             for key, color in zip(keys, COLORS.values() if len(keys) > 1 else [style["color"]]):
                 name = key if len(keys) > 1 else label if key == "entropy" else None
                 curves.append((name, *smooth(logs, key), style | dict(color=color)))
