@@ -1363,7 +1363,7 @@ def check_theory(out: str):
         print(f"halving eta divides the error by {ratios.mean():.3f} on average (4: second order)")
         curves = [("measured", range(2000), columns[1:2], dict(color=COLORS["grpo"])),
                   ("predicted", range(2000), columns[2:3], dict(color=COLORS["kl_cov"], linestyle="--"))]
-        panels.append((name, "update", "change of entropy (nats)", curves, dict(xscale="symlog")))
+        panels.append((name.split(":")[0], "update", "change of entropy (nats)", curves, dict(xscale="symlog")))
     picture(Path(out, "theory.png"), panels)
 
 
