@@ -6,19 +6,9 @@
     python entropy_rl.py --check-theory                   # Theorems 1 and 2, in seconds
     python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --method kl_cov    # one consumer GPU
 
-The paper is Cui et al., arXiv 2505.22617. The file reads in its order:
-
-    1  Settings                            Config
-    2  The reward: a verifier (2.1)        extract_answer, answers_match, math_reward
-    3  Problems, and the built-in policy   load_problems, warm_up
-    4  Rollouts (2.1)                      sample_rollouts, response_logprobs (Eq. 5)
-    5  Advantages (Eq. 3)                  group_advantages
-    6  Covariance and losses (4.2)         token_covariance (Eq. 10), select_tokens (Eq. 11, 13),
-                                           token_losses (Eq. 4, 12, 14), policy_loss
-    7  Training and evaluation             update, evaluate, train, pass_at_k
-    8  The law and the theorems (2.4, 3)   fit_entropy_law (Eq. 6), tabular_entropy_change (Theorems 1, 2)
-    9  Reports and pictures                report, draw, compare
-   10  Command line                        main
+The paper is Cui et al., arXiv 2505.22617. The file reads in its order: 1 settings; 2 the reward, a verifier (2.1);
+3 problems and the built-in policy; 4 rollouts (Eq. 5); 5 advantages (Eq. 3); 6 covariance (Eq. 10), selection (Eq.
+11, 13) and losses (Eq. 4, 12, 14); 7 training; 8 the law (Eq. 6) and the theorems; 9 reports; 10 the command line.
 
 Shapes: N responses, T response tokens, P prompts, G responses a prompt (N = P G), V vocabulary, M tokens of a batch.
 A rollout is one batch of responses; a mini-batch is one optimizer step; a micro-batch is one forward pass.
@@ -38,7 +28,6 @@ import operator
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -73,22 +62,23 @@ class UserError(Exception):
     """Something that the user can mend: shown as one line, exit status 2."""
 
 
+def demand(holds, message: str):
+    """Raise UserError with the message where something that a user has to see to does not hold."""
+    if not holds:
+        raise UserError(message)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # 1. Settings
 
 METHODS = ("grpo", "clip_higher", "clip_cov", "kl_cov", "entropy_bonus", "ref_kl", "pg")
 CLIP = {"clip_higher": (0.2, 0.28), "clip_cov": (1.0, 1.0)}  # else 0.2, 0.2; the authors' Clip-Cov clips to [0, 2]
+TINY = {"tiny": 64} | {f"tiny-{width}": width for width in range(16, 1040, 16)}  # the built-in policies: width
 
 
 def setting(default, help: str, choices=(), low=-1e18, high=1e18):
-    """A field of Config that carries its help text and its bounds. A pair is the default of the built-in policy, and
-    of a real model: the paper's where it has one."""
+    """A field of Config with its help and bounds. A pair: the defaults of the built-in policy and of a real model."""
     return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
-
-
-def is_tiny(model: str) -> bool:
-    """Whether a --model is the built-in policy, tiny or tiny-WIDTH."""
-    return re.fullmatch("tiny(-[^/]*)?", model) is not None
 
 
 @dataclass
@@ -104,13 +94,11 @@ class Config:
     steps: int = setting((400, 200), "rollout steps", low=1)
     prompts: int = setting(64, "prompts a rollout step (paper: 256)", low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
-    updates: int = setting((4, 8), "mini-batches a rollout, an optimizer step each; divides --prompts (paper: 8)",
-                           low=1)
+    updates: int = setting((4, 8), "mini-batches a rollout, an optimizer step each; divides --prompts", low=1)
     micro_batch: int = setting((0, 8), "responses in one forward; 0: the whole mini-batch", low=0)
     max_new_tokens: int = setting((48, 1024), "longest response, in tokens", low=1)
     temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
-    lr: float = setting((2e-4, 1e-6), "AdamW learning rate, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)",
-                        low=1e-12)
+    lr: float = setting((2e-4, 1e-6), "AdamW, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)", low=1e-12)
     seed: int = setting(0, "of sampling, data order and random picks", low=0)
 
     clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
@@ -118,11 +106,9 @@ class Config:
     clip_cov_ratio: float = setting((0.02, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
-    kl_cov_fraction: float = setting(
-        (0.1, 2e-3), "k, share of the tokens penalised (Eq. 13; paper: 2e-3 7B, 2e-4 32B)", low=0, high=1)
+    kl_cov_fraction: float = setting((0.1, 2e-3), "k, share penalised (Eq. 13; 7B 2e-3, 32B 2e-4)", low=0, high=1)
     kl_cov_coef: float = setting((2.0, 1.0), "beta, weight of the penalty (Eq. 14, Fig. 12; paper: 1)", low=0)
-    kl_estimator: str = setting("abs", "penalty on a token: |d| as the authors, d^2/2, or e^d - 1 - d",
-                                choices=("abs", "k2", "k3"))
+    kl_estimator: str = setting("abs", "penalty: |d| as the authors, d^2/2, e^d - 1 - d", choices=("abs", "k2", "k3"))
     entropy_coef: float = setting((0.1, 5e-3), "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
     ref_kl_coef: float = setting((0.1, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
@@ -153,33 +139,22 @@ class Config:
         for f in fields(self):
             value, flag, meta = getattr(self, f.name), "--" + f.name.replace("_", "-"), f.metadata
             if isinstance(value, tuple):
-                value = value[0 if is_tiny(self.model) else 1]
+                value = value[0 if self.model in TINY else 1]
                 setattr(self, f.name, value)
-            if meta["choices"] and value not in meta["choices"]:
-                raise UserError(f"{flag} {value}: choose from {', '.join(meta['choices'])}")
-            number, low, high = dict(int=int, float=(int, float)).get(f.type), meta["low"], meta["high"]
-            if number and not (isinstance(value, number) and low <= value <= high):
-                raise UserError(f"{flag} {value}: must be a number from {low} to {high}")
-        width = self.model[5:] or "64"
-        if is_tiny(self.model) and not (re.fullmatch("[1-9][0-9]*", width) and int(width) % 16 == 0):
-            raise UserError(f"--model {self.model}: the built-in policy is tiny or tiny-WIDTH, a multiple of 16")
-        if self.prompts % self.updates:
-            raise UserError(f"--updates {self.updates} does not divide --prompts {self.prompts}")
-        if self.clip_cov_low >= self.clip_cov_high:
-            raise UserError(f"--clip-cov-low {self.clip_cov_low} must be below --clip-cov-high {self.clip_cov_high}")
-        if self.prompt_template and "{problem}" not in self.prompt_template:
-            raise UserError("--prompt-template must contain {problem}")
-        if self.probe and self.updates > 1:
-            raise UserError("--probe measures one optimizer step: add --updates 1")
+            demand(value in (meta["choices"] or [value]), f"{flag} {value}: choose from {', '.join(meta['choices'])}")
+            number, low, high = dict(int=int, float=(int, float)).get(f.type, object), meta["low"], meta["high"]
+            demand(isinstance(value, number) and (number is object or low <= value <= high),
+                   f"{flag} {value}: must be a number from {low} to {high}")
+        demand(self.prompts % self.updates == 0, f"--updates {self.updates} does not divide --prompts {self.prompts}")
+        demand(self.clip_cov_low < self.clip_cov_high,
+               f"--clip-cov-low {self.clip_cov_low} must be below --clip-cov-high {self.clip_cov_high}")
+        demand("{problem}" in (self.prompt_template or "{problem}"), "--prompt-template must contain {problem}")
+        demand(self.updates == 1 or not self.probe, "--probe measures one optimizer step: add --updates 1")
 
 
 def seeded(device, *key) -> torch.Generator:
-    """A generator that is a function of its key, such as (seed, step, "rollout").
-
-    Each step draws from its own generators, so a resumed run needs no random state: it has the step.
-    """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    """A generator that is a function of its key, as (seed, step, "rollout"): a resumed run needs no random state."""
+    return torch.Generator(device).manual_seed(int(hashlib.sha256(repr(key).encode()).hexdigest()[:14], 16))
 
 
 def printable(text: str) -> str:
@@ -187,29 +162,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def first_line(error) -> str:
-    """The first line of an error's message."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
-
-
 @contextlib.contextmanager
 def explain(what: str, then: str = ""):
-    """An error of the system or a library inside, as a UserError of one line."""
+    """Any error of the system or a library inside, as a UserError: what it means, its cause, and what to do."""
     try:
         yield
     except Exception as error:  # whatever a reader of files raises
-        raise UserError(f"{what} ({first_line(error)}){then}")
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int):
-    """Run with that many CPU threads, then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{what} ({lines[0][:300]}){then}")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -517,27 +477,17 @@ WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 1800, 128, 4e-3
 
 
 def reduce_once(expression: str, careful: bool = True, slip: int = 0) -> str:
-    """Replace one operation of one-digit numbers, the first `*` (if careful) or else the leftmost one, by its value
-    modulo 10 (plus a slip)."""
+    """Do one operation of one-digit numbers modulo 10, the first `*` (if careful) or the leftmost, plus a slip."""
     at = max(expression.find("*") - 1, 0) if careful else 0
     left, operator, right = int(expression[at]), expression[at + 1], int(expression[at + 2])
     value = left + right if operator == "+" else left - right if operator == "-" else left * right
     return expression[:at] + str((value + slip) % 10) + expression[at + 3:]
 
 
-def arithmetic_answer(expression: str) -> str:
-    """The value modulo 10 of an expression such as 3+4*7-2."""
-    while len(expression) > 1:
-        expression = reduce_once(expression)
-    return expression
-
-
 def crowd_solution(expression: str, rng: random.Random, brief: float) -> str:
-    """One text of the warm-up corpus, by an imperfect writer, so that the policy starts broad, like a base model.
-
-    A share `brief` of the writers answers at once, the others one operation at a time, as in =3+8-2=1-2\\boxed{9}.
-    Some mind precedence, the others work from left to right, a habit that is often right. All slip now and then.
-    """
+    """One text of the warm-up corpus, by an imperfect writer, so that the policy starts broad, like a base model. A
+    share `brief` of the writers answers at once, the others one operation at a time, as in =3+8-2=1-2\\boxed{9}. Some
+    mind precedence, the others work from left to right, a habit that is often right. All slip now and then."""
     at_once, careful, steps = rng.random() < brief, rng.random() < CAREFUL, ""
     while len(expression) > 1:
         slip = rng.choice((-2, -1, 1, 2)) if rng.random() < SLIP else 0
@@ -547,29 +497,25 @@ def crowd_solution(expression: str, rng: random.Random, brief: float) -> str:
 
 
 def arithmetic_problems(split: str, count: int) -> list[dict]:
-    """`count` different problems of a split: train, dev (to choose settings on) or test (to report on).
-
-    A hash of the expression decides its split, so that no problem is in two, whatever is drawn.
-    """
+    """`count` different problems of a split: train, dev (to choose settings on) or test (to report on). A hash of the
+    expression decides its split, so that no problem is in two, whatever is drawn."""
     rng, problems = random.Random(split), {}
     while len(problems) < count:
         numbers = rng.choice(OPERANDS)
         text = "".join(f"{rng.randrange(10)}{rng.choice('+-*')}" for _ in range(numbers))[:-1]
         share = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10
         if split == ("test", "dev")[share] if share < 2 else split == "train":
-            problems[text] = dict(problem=text + "?", answer=arithmetic_answer(text))
+            problems[text] = dict(problem=text + "?", answer=str(eval(text) % 10))
     return list(problems.values())
 
 
 def tiny_policy(width: int):
     """The built-in policy before any training: a Qwen2 of two layers, and a tokenizer of characters, \\boxed{ one."""
     words = ["<pad>", "<eos>", BOX, "}", *"0123456789+-*=?"]
-    spec = dict(version="1.0", normalizer=None, post_processor=None, decoder=dict(type="Fuse"), added_tokens=[
-                    dict(id=i, content=words[i], special=True, single_word=False, lstrip=False, rstrip=False,
-                         normalized=False) for i in range(2)],
-                model=dict(type="WordLevel", vocab={word: i for i, word in enumerate(words)}, unk_token="?"),
-                pre_tokenizer=dict(type="Split", pattern=dict(Regex=r"\\boxed\{|."), behavior="Isolated",
-                                   invert=False))
+    spec = dict(
+        version="1.0", added_tokens=[], normalizer=None, post_processor=None, decoder=dict(type="Fuse"),
+        pre_tokenizer=dict(type="Split", pattern=dict(Regex=r"\\boxed\{|."), behavior="Isolated", invert=False),
+        model=dict(type="WordLevel", vocab={word: i for i, word in enumerate(words)}, unk_token="?"))
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tokenizer.json").write_text(json.dumps(spec))
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", pad_token="<pad>",
@@ -584,55 +530,44 @@ def tiny_policy(width: int):
 
 
 def warm_up(name: str) -> Path:
-    """The folder of the warm built-in policy (tiny or tiny-WIDTH): trained once on the crowd's texts, then cached.
-
-    The cache key is all that shapes the weights: the source of sections 3 and 4, the versions and the width. It runs
-    on one thread whatever --threads says, so that the start of a run does not depend on which run came first.
-    """
-    width = int(name.partition("-")[2] or 64)
+    """The folder of the warm built-in policy: trained once on the crowd's texts, then cached under a key of all that
+    shapes the weights: the source of sections 3 and 4, the versions and the width."""
     sections = SOURCE[SOURCE.index("\n# 3. Problems"):SOURCE.index("\n# 5. Advantages")]
     key = hashlib.sha256(repr((sections, torch.__version__, transformers.__version__)).encode()).hexdigest()[:12]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "entropy_rl" / f"tiny-{width}-{key}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "entropy_rl"
+    folder = cache / f"tiny-{TINY[name]}-{key}"
     if (folder / "config.json").exists():
         return folder
-    with explain(f"the cache {folder.parent} cannot be written", "; set XDG_CACHE_HOME"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    model, tokenizer = tiny_policy(width)
-    rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0.0,
-                                  fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
-        (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
-    with cpu_threads(1), tqdm(range(WARM_UP_STEPS), "warm-up", disable=None) as bar:  # None: only on a terminal
-        for step in bar:
+    told = f"the cache {cache} cannot be written", "; set XDG_CACHE_HOME"
+    with contextlib.ExitStack() as stack:
+        with explain(*told):
+            cache.mkdir(parents=True, exist_ok=True)
+            draft = stack.enter_context(tempfile.TemporaryDirectory(dir=cache))
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # so that the start of a run does not depend on which run came first
+        model, tokenizer = tiny_policy(TINY[name])
+        rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
+        optimizer = torch.optim.AdamW(model.parameters(), WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+            (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
+        for step in tqdm(range(WARM_UP_STEPS), "warm-up", disable=None):  # None: only on a terminal
             brief = BRIEF * step / WARM_UP_STEPS  # the longer texts first: they teach more
             batch = rng.choices(problems, k=WARM_UP_BATCH)
             solutions = [crowd_solution(p["problem"][:-1], rng, brief) for p in batch]
             rows = left_pad([tokenizer(p["problem"]).input_ids for p in batch], 0)
-            answers = [tokenizer(text).input_ids + [1] for text in solutions]
-            longest = max(map(len, answers))
-            responses = torch.tensor([ids + [0] * (longest - len(ids)) for ids in answers])      # [N, T]
-            ids = torch.cat([rows, responses], 1)                                                # [N, L+T]
-            logprobs, _ = response_logprobs(model, ids, (ids != 0).long(), longest, with_entropy=False)
-            loss = -logprobs.sum() / (responses != 0).sum()
-            loss.backward()
+            responses = left_pad([[1] + tokenizer(text).input_ids[::-1] for text in solutions], 0).flip(1)  # [N, T]
+            ids = torch.cat([rows, responses], 1)                                                           # [N, L+T]
+            logprobs, _ = response_logprobs(model, ids, (ids != 0).long(), responses.shape[1], with_entropy=False)
+            (-logprobs.sum() / (responses != 0).sum()).backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            bar.set_postfix_str(f"loss {loss.item():.3f}")
-    with explain(f"the cache {folder.parent} cannot be written", "; set XDG_CACHE_HOME"):
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-    with contextlib.suppress(OSError):  # another process may have been faster
-        draft.rename(folder)
-    shutil.rmtree(draft, ignore_errors=True)
+        with explain(*told):
+            model.save_pretrained(f"{draft}/policy")
+            tokenizer.save_pretrained(f"{draft}/policy")
+        with contextlib.suppress(OSError):  # another process may have been faster
+            Path(draft, "policy").rename(folder)
     return folder
-
-
-def first_of(names, found):
-    """The first of the names that is among those found, or None."""
-    return next((name for name in names if name in found), None)
 
 
 def read_rows(source: str, split: str):
@@ -640,62 +575,46 @@ def read_rows(source: str, split: str):
     import datasets
     datasets.disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # as in main; its import has set another
-    path = Path(source)
-    kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
-    if kind or path.exists():
-        if not path.is_file():
-            raise UserError(f"{source}: no file of that name")
-        if not kind:
-            raise UserError(f"{source}: data files end in .jsonl, .json, .csv or .parquet")
-        try:
-            return datasets.load_dataset(kind, data_files=glob.escape(source), split="train").flatten(), True
-        except Exception as error:  # whatever the reader of that format raises
-            raise UserError(f"{source}: empty, or not readable as {kind} ({first_line(error.__cause__ or error)})")
-    with explain(f"{source}: neither a file here nor a data set that the hub gives"):
-        names = datasets.get_dataset_config_names(source)
-        name = first_of(("main", *names), names)
-        splits = datasets.get_dataset_split_names(source, name)
-        chosen = dict(train=first_of(("train", "test", "validation", *splits), splits),
-                      test=first_of(("test", "validation", "train", *splits), splits))
-        return datasets.load_dataset(source, name, split=chosen[split]).flatten(), chosen["train"] == chosen["test"]
+    kind = Path(source).suffix[1:].removesuffix("l")
+    with explain(f"{source}: not a data set of the hub, nor a .jsonl, .json, .csv or .parquet file with rows in it"):
+        if kind in ("json", "csv", "parquet"):
+            splits = datasets.load_dataset(kind, data_files=glob.escape(source))
+        else:
+            names = datasets.get_dataset_config_names(source)
+            splits = datasets.load_dataset(source, "main" if "main" in names else names[0])
+        train = next(name for name in ("train", "test", "validation", *splits) if name in splits)
+        test = next(name for name in ("test", "validation", "train", *splits) if name in splits)
+        return splits[train if split == "train" else test].flatten(), train == test
 
 
 def load_problems(config: Config, split: str) -> list[dict]:
-    """The problems of a split, train or test, as [{"problem": text or chat, "answer": text}].
-
-    Rows that serve as both are divided: a tenth, at most --eval-problems, is held out, picked by a hash of the text.
-    """
+    """The problems of a split, train or test, as [{"problem": text or chat, "answer": text}]. Rows that serve as both
+    are divided: a tenth, at most --eval-problems, is held out, picked by a hash of the text."""
     source = config.data if split == "train" else config.eval_data or config.data
     if source in ARITHMETIC:
         return (arithmetic_problems("train", TRAIN_PROBLEMS) if split == "train" else
                 arithmetic_problems(ARITHMETIC[source], config.eval_problems))
     rows, shared = read_rows(source, split)
     columns = {name.split(".")[-1]: name for name in reversed(rows.column_names)}
-    question = first_of(("problem", "question", "prompt"), columns)
-    answer = first_of(("answer", "ground_truth", "solution"), columns)
-    if not question or not answer:
-        raise UserError(f"{source}: needs a column problem, question or prompt, and a column answer, solution or "
-                        f"ground_truth; found {', '.join(rows.column_names)}")
+    question = next((columns[name] for name in ("problem", "question", "prompt") if name in columns), None)
+    answer = next((columns[name] for name in ("answer", "ground_truth", "solution") if name in columns), None)
+    demand(question and answer, f"{source}: needs a column problem, question or prompt, and a column answer, "
+                                f"ground_truth or solution; found {', '.join(rows.column_names)}")
     problems = {}
-    for text, gold in zip(rows[columns[question]], rows[columns[answer]]):
-        if isinstance(text, list):  # a chat
-            readable = text and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in text)
-        else:
-            readable, text = text not in (None, ""), str(text)
+    for text, gold in zip(rows[question], rows[answer]):
+        text = text if isinstance(text, list) else str(text or "")  # a list is a chat
+        readable = isinstance(text, str) or all(isinstance(m, dict) and type(m.get("content")) is str for m in text)
         gold = "" if gold is None else str(gold).strip()
         gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
-        if readable and gold:
-            problems[repr(text)] = dict(problem=text, answer=gold)
+        if text and readable and gold:
+            problems[hashlib.sha256(repr(text).encode()).digest()] = dict(problem=text, answer=gold)
     divided = shared and config.eval_data in ("", config.data)
     if len(problems) < len(rows) and not (divided and split == "train"):  # else it was said of the test split
         print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows skipped (no readable answer, or repeated)")
-    if not problems:
-        raise UserError(f"{source}: no row has a problem and an answer")
-    problems = [problems[key] for key in sorted(problems, key=lambda key: hashlib.sha256(key.encode()).digest())]
-    if divided:
-        held_out = min(config.eval_problems, max(1, len(problems) // 10))
-        return problems[:held_out] if split == "test" else problems[held_out:]
-    return problems[:config.eval_problems] if split == "test" else problems
+    demand(problems, f"{source}: no row has a problem and an answer")
+    found = [problem for _, problem in sorted(problems.items())]
+    count = min(config.eval_problems, max(1, len(found) // 10)) if divided else config.eval_problems
+    return found[:count] if split == "test" else found[count:] if divided else found
 
 
 @dataclass
@@ -724,34 +643,26 @@ def load_policy(config: Config) -> Policy:
     with explain(f"--device {device} does not work"):
         torch.zeros(1, device=device).item()
     transformers.utils.logging.disable_progress_bar()
-    source = str(warm_up(config.model)) if is_tiny(config.model) else config.model
-    with explain(f"--model {source}: no model here, nor one that the hub gives, nor tiny or tiny-WIDTH"):
+    source = str(warm_up(config.model)) if config.model in TINY else config.model
+    torch.set_num_threads(config.threads)
+    with explain(f"--model {source}: no folder or hub model that loads, nor tiny or tiny-WIDTH, a multiple of 16"):
         settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        for name, value in vars(settings).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(settings, name, 0.0)
+        settings.update({k: 0.0 for k, v in vars(settings).items() if "drop" in k and isinstance(v, float)})
         model = AutoModelForCausalLM.from_pretrained(source, config=settings, dtype=torch.float32,
                                                      trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        if not tokenizer("1+1=2 Why?").input_ids:
-            raise ValueError("its tokenizer is missing")
-    with explain(f"--device {device} cannot hold {source}"):
-        model.to(device)
+        demand(tokenizer("1+1=2 Why?").input_ids, "its tokenizer is missing")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-    model.train(config.gradient_checkpointing)  # without dropout the two modes compute the same
+    model.to(device).train(config.gradient_checkpointing)  # without dropout the two modes compute the same
     stops = [model.generation_config.eos_token_id, tokenizer.eos_token_id]
     stops = sorted({i for s in stops if s is not None for i in (s if isinstance(s, list) else [s])})
-    if not stops:
-        raise UserError(f"--model {source}: neither the tokenizer nor the generation config names a stop token")
-    ids = torch.arange(4, device=device)[None]                                                     # [1, 4]
-    with torch.no_grad():  # sections 4 and 7 project the hidden states themselves
-        plain = model(input_ids=ids).logits
+    with torch.no_grad():  # section 4 projects the hidden states itself
+        ids = torch.arange(4, device=device)[None]                                                 # [1, 4]
         ours = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)    # [1, 4, V]
-    if not torch.allclose(plain, ours, atol=1e-3):
-        raise UserError(f"--model {source}: logits that change after the output layer are not supported")
-    pad = tokenizer.pad_token_id
-    return Policy(model, tokenizer, stops, stops[0] if pad is None else pad)
+        demand(stops and torch.allclose(model(input_ids=ids).logits, ours, atol=1e-3),
+               f"--model {source}: needs a stop token, and logits that are its output layer's alone")
+    return Policy(model, tokenizer, stops, stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -767,16 +678,9 @@ def left_pad(prompts: list[list[int]], pad_token_id: int) -> Tensor:
     return torch.tensor([[pad_token_id] * (longest - len(ids)) + list(ids) for ids in prompts])
 
 
-def mixed_precision(device: torch.device):
-    """bf16 matrix products over the fp32 weights on a CUDA GPU; plain fp32 elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values, [rows, heads, length, width], with spare room at the end.
-
-    The library's DynamicLayer concatenates, which copies the whole cache for every token sampled.
-    """
+    """One layer's keys and values, [rows, heads, length, width], with spare room at the end. The library's
+    DynamicLayer concatenates, which copies the whole cache for every token sampled."""
     used, room = 0, ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
@@ -815,10 +719,8 @@ class Rollouts:
 @torch.no_grad()
 def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, eos_token_ids, pad_token_id,
                     greedy=False, generator=None) -> Rollouts:
-    """Sample `group_size` responses to each of P prompts (lists of token ids) on the model's KV cache (Sec. 2.1).
-
-    A prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache.
-    """
+    """Sample `group_size` responses to each of P prompts (lists of token ids) on the model's KV cache (Sec. 2.1). A
+    prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache."""
     device, training, length = model.device, model.training, max(map(len, prompts))
     model.eval()  # in training mode gradient checkpointing would drop the cache
     stops = torch.tensor(eos_token_ids, device=device)
@@ -832,19 +734,17 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     hidden_from = torch.nn.functional.pad(prompt_mask == 0, (0, max_new_tokens))[each]             # [N, L+T]
     attention = torch.zeros(1, device=device).masked_fill(hidden_from, -math.inf)[:, None, None]   # [N, 1, 1, L+T]
     position, cache = prompt_mask.sum(1, keepdim=True)[each], Cache(layer_class_to_replicate=RoomyLayer)
-    with mixed_precision(device):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # over weights in fp32
         logits = model(input_ids=prompt_ids, attention_mask=prompt_mask, past_key_values=cache, use_cache=True,
                        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
-        if not torch.isfinite(logits).all():
-            raise UserError("the policy's logits are not finite any more: lower --lr")
+        demand(torch.isfinite(logits).all(), "the policy's logits are not finite any more: lower --lr")
         cache.batch_select_indices(each)
         logits = logits[each]                                                                      # [n, V]
         for t in range(max_new_tokens):
             at_one = logits.float().log_softmax(-1)                                                # [n, V]
             sampled_from = at_one if temperature == 1 else (at_one / temperature).log_softmax(-1)
             chances = sampled_from.exp()
-            token = (logits.argmax(-1) if greedy else
-                     torch.multinomial(chances, 1, generator=generator)[:, 0])                     # [n]
+            token = logits.argmax(-1) if greedy else torch.multinomial(chances, 1, generator=generator)[:, 0]  # [n]
             tokens[rows, t] = token
             logprobs[rows, t] = sampled_from.gather(1, token[:, None])[:, 0]
             entropy[rows, t] = -((chances if temperature == 1 else at_one.exp()) * at_one).sum(-1)
@@ -897,14 +797,12 @@ def pack(prompts: list, prompt_lengths: list[int], lengths: list[int], capacity:
 
 
 def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0, with_entropy=True):
-    """log pi(y_t | y_<t, x) of the response tokens, and the entropy there, both [N, T] and differentiable.
-
-    The responses are the last `response_length` columns; off the mask both results are 0. The distribution is
+    """log pi(y_t | y_<t, x) of the response tokens, and the entropy there, both [N, T] and differentiable. The
+    responses are the last `response_length` columns; off the mask both results are 0. The distribution is
     softmax(logits / temperature), so the entropy is Eq. 5's at temperature 1 only. Two things keep it small: many
     sequences share a row of the forward pass, and a group its prompt, behind an attention mask; and only response
-    tokens are projected onto the vocabulary, in chunks which the backward pass computes again, so no [N, T, V]
-    tensor ever exists.
-    """
+    tokens are projected onto the vocabulary, in chunks which the backward pass computes again, so no [N, T, V] tensor
+    ever exists."""
     width, mask, device = input_ids.shape[1] - response_length, attention_mask.bool(), input_ids.device   # L
     is_response = mask[:, width:]                                                                  # [N, T]
     fed = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))     # the last token predicts nothing
@@ -928,10 +826,10 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
     place = torch.arange(longest, device=device)
     seen = ((prompt[:, :, None] == prompt[:, None]) & ((owner[:, None] == -1) | (owner[:, :, None] == owner[:, None]))
             & (place[:, None] >= place))                                                           # [B, S, S]
-    with mixed_precision(device):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         hidden = model.base_model(
             input_ids=packed(input_ids, 0), position_ids=packed(position, 0), use_cache=False,
-            attention_mask=torch.zeros(1, device=device).where(seen, -math.inf)[:, None]).last_hidden_state  # [B, S, d]
+            attention_mask=torch.zeros(1, device=device).where(seen, -math.inf)[:, None]).last_hidden_state
         hidden = hidden.flatten(0, 1)[cells[:, width - 1:-1][is_response]]                         # [M, d]
         targets, head = input_ids[:, width:][is_response], model.get_output_embeddings()           # [M]
         size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
@@ -969,11 +867,9 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
 # 6. Covariance and losses (Sec. 4.2)
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Eq. 10: Cov(y_t) = (log pi(y_t) - mean log pi) (A(y_t) - mean A), means over the tokens of the mask.
-
-    [N, T], [N], [N, T] -> [N, T], 0 off the mask, without gradient. Its mean over the mask is the covariance that
-    Theorem 2 ties to the fall of entropy.
-    """
+    """Eq. 10: Cov(y_t) = (log pi(y_t) - mean log pi) (A(y_t) - mean A), means over the tokens of the mask. [N, T],
+    [N], [N, T] -> [N, T], 0 off the mask, without gradient. Its mean over the mask is the covariance that Theorem 2
+    ties to the fall of entropy."""
     ### BEGIN SOLUTION
     logprobs, mask = logprobs.detach(), mask.bool()
     advantages = advantages.detach()[:, None].expand_as(logprobs)                                  # [N, T]
@@ -991,11 +887,9 @@ def clipped_ratio(config: Config, ratio: Tensor) -> Tensor:
 
 def select_tokens(config: Config, logprobs, old_logprobs, advantages, mask, generator=None) -> Tensor:
     """The tokens that Clip-Cov detaches (Eq. 11) or KL-Cov penalises (Eq. 13): [N, T] bool; all False otherwise.
-
     clip_cov: floor(r M) tokens picked at random among those with omega_low < Cov < omega_high, but none that the PPO
     clip has stopped already. kl_cov: the floor(k M) tokens of the highest Cov. M counts the tokens of the mask. A
-    positive r or k selects at least one token, as in the authors' code, but never more than there are.
-    """
+    positive r or k selects at least one token, as in the authors' code, but never more than there are."""
     ### BEGIN SOLUTION
     mask = mask.bool()
     selected = torch.zeros_like(mask)
@@ -1048,10 +942,8 @@ def token_losses(config: Config, logprobs, old_logprobs, advantages, selected, e
 def policy_loss(config: Config, logprobs, old_logprobs, advantages, mask, generator=None, *, entropy=None,
                 ref_logprobs=None) -> Tensor:
     """The scalar that one optimizer step minimises: selection (Eq. 11, 13), then the token losses (Eq. 4, 12, 14) as
-    their mean over the mask, whatever response they are of.
-
-    The arguments hold the whole mini-batch, [N, T] and advantages [N], whatever the micro-batch size.
-    """
+    their mean over the mask, whatever response they are of. The arguments hold the whole mini-batch, [N, T] and
+    advantages [N], whatever the micro-batch size."""
     ### BEGIN SOLUTION
     selected = select_tokens(config, logprobs, old_logprobs, advantages, mask, generator)
     losses = token_losses(config, logprobs, old_logprobs, advantages, selected, entropy, ref_logprobs)
@@ -1069,41 +961,36 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     ### END SOLUTION
 
 
-def collect(config: Config, policy: Policy, problems: list[dict], group_size: int, greedy=False, temperature=1.0,
-            generator=None) -> tuple[Rollouts, Tensor, list[str]]:
-    """Responses to the problems, their rewards [N], and their texts."""
+def collect(config: Config, policy: Policy, problems: list[dict], group_size: int, **sampling):
+    """Responses to the problems, their rewards [N], and their texts; `sampling` is how, as of sample_rollouts."""
     rollouts = sample_rollouts(
         policy.model, [p["ids"] for p in problems], group_size=group_size, max_new_tokens=config.max_new_tokens,
-        temperature=temperature, eos_token_ids=policy.eos_token_ids, pad_token_id=policy.pad_token_id, greedy=greedy,
-        generator=generator)
-    lengths = rollouts.response_mask.sum(1).tolist()
-    responses = rollouts.input_ids[:, -rollouts.response_mask.shape[1]:].tolist()
-    texts = policy.tokenizer.batch_decode([ids[:n] for ids, n in zip(responses, lengths)], skip_special_tokens=True)
+        eos_token_ids=policy.eos_token_ids, pad_token_id=policy.pad_token_id, **sampling)
+    mask = rollouts.response_mask
+    responses = zip(rollouts.input_ids[:, -mask.shape[1]:].tolist(), mask.sum(1).tolist())
+    texts = policy.tokenizer.batch_decode([ids[:length] for ids, length in responses], skip_special_tokens=True)
     golds = [p["answer"] for p in problems for _ in range(group_size)]
     return rollouts, torch.tensor([math_reward(text, gold) for text, gold in zip(texts, golds)]), texts
 
 
 def evaluate(config: Config, policy: Policy, problems: list[dict]) -> tuple[dict, list[dict]]:
-    """avg@k with its standard error over problems, pass@k and greedy accuracy, and a few responses to read.
-
-    The same problems and random numbers at every evaluation of a run, so that two of them differ by the policy alone.
-    """
+    """avg@k with its standard error over problems, pass@k and greedy accuracy, and a few responses to read. The same
+    problems and random numbers at every evaluation of a run, so that two of them differ by the policy alone."""
     k, right, greedy, samples = config.eval_samples, [], [], []
     size = max(1, config.prompts * config.group_size // k)
-    generator = seeded(policy.model.device, config.seed, "evaluation")
+    noise = seeded(policy.model.device, config.seed, "evaluation")
     for start in range(0, len(problems), size):
         batch = problems[start:start + size]
-        _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature,
-                                    generator=generator)
+        _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature, generator=noise)
         right += rewards.view(-1, k).sum(1).tolist()
-        greedy += collect(config, policy, batch, 1, greedy=True)[1].tolist()
+        greedy += collect(config, policy, batch, 1, temperature=1.0, greedy=True)[1].tolist()
         samples += [dict(problem=p["problem"], response=text, extracted=extract_answer(text), answer=p["answer"],
                          reward=reward) for p, text, reward in zip(batch, texts[::k], rewards[::k].tolist())]
     average = torch.tensor(right, dtype=torch.float64) / k
     error = average.std(correction=min(1, len(right) - 1)).item() / len(right) ** 0.5
-    return dict(eval_avg=average.mean().item(), eval_avg_se=error,
-                eval_pass=sum(pass_at_k(k, int(c), k) for c in right) / len(right),
-                eval_greedy=sum(greedy) / len(greedy), eval_k=k), samples[:8]
+    passed = fmean(pass_at_k(k, int(c), k) for c in right)
+    return dict(eval_avg=average.mean().item(), eval_avg_se=error, eval_pass=passed, eval_greedy=fmean(greedy),
+                eval_k=k), samples[:8]
 
 
 COV_TOP = (0.02, 0.2, 2, 20, 50)  # per cent of the tokens, Table 1
@@ -1113,11 +1000,9 @@ UPDATE_KEYS = ("updates", "skipped_updates", "loss", "grad_norm", "clip_fraction
 
 
 def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) -> dict[str, Tensor]:
-    """What a mini-batch looked like to the selection; arguments as of select_tokens, values scalars or [4].
-
-    The share of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1); and
-    of each quadrant (QUADRANTS) the share of the tokens, their part of the mean Cov, and the number selected.
-    """
+    """What a mini-batch looked like to the selection; arguments as of select_tokens, values scalars or [4]. The share
+    of tokens stopped by the PPO clip; KL(pi_old || pi), k3; the mean of the top p % of Cov (Table 1); and of each
+    quadrant (QUADRANTS) the share of the tokens, their part of the mean Cov, and the number selected."""
     gain, log_ratio = advantages[:, None].expand_as(logprobs)[mask], (logprobs - old_logprobs)[mask]  # [M]
     ratio, covariance = log_ratio.exp(), token_covariance(logprobs, advantages, mask)[mask]        # [M]
     ranked = covariance.sort(descending=True).values
@@ -1131,11 +1016,8 @@ def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) 
 
 
 def mini_batches(config: Config, rollouts: Rollouts, rewards: Tensor, step: int) -> tuple[list[Tensor], Tensor]:
-    """The rows of each mini-batch, whole groups in random order, and the advantages [N].
-
-    Prompts whose responses are all right or all wrong are left out (Sec. 4.3). Inside a mini-batch rows are sorted by
-    length, so that a micro-batch holds little padding.
-    """
+    """The rows of each mini-batch, whole groups in random order, and the advantages [N]. Prompts whose responses are
+    all right or all wrong are left out (Sec. 4.3)."""
     size, device = config.group_size, rollouts.input_ids.device
     kept = (rewards.view(-1, size).std(1) > 0).nonzero()[:, 0]                                     # [P'] groups
     if not len(kept):
@@ -1149,14 +1031,12 @@ def mini_batches(config: Config, rollouts: Rollouts, rewards: Tensor, step: int)
 
 
 def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewards: Tensor, step: int) -> dict:
-    """The optimizer steps of one rollout step (Sec. 4.3), one a mini-batch, and what they looked like.
-
-    policy_loss sees the log-probabilities of the whole mini-batch, as leaves of the graph. Their gradients are then
-    carried into the model one micro-batch at a time, so that its size changes nothing but memory.
-    """
+    """The optimizer steps of one rollout step (Sec. 4.3), one a mini-batch, and what they looked like. policy_loss
+    sees the log-probabilities of the whole mini-batch, as leaves of the graph. Their gradients are then carried into
+    the model one micro-batch at a time, so that its size changes nothing but memory."""
     model, width = policy.model, rollouts.response_mask.shape[1]
     batches, advantages = mini_batches(config, rollouts, rewards, step)
-    seen, picked, skipped = [], [], 0
+    row, seen, picked = dict(updates=len(batches), skipped_updates=0, selected_tokens=0), [], []
 
     def forward(model, rows):
         return response_logprobs(model, rollouts.input_ids[rows], rollouts.attention_mask[rows], width,
@@ -1170,55 +1050,37 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
     # The old log-probabilities come from the same rows in the same micro-batches as the new ones, so that every
     # ratio is exactly 1 before the first update. The first mini-batch's are its own: no forward is spent on them.
     old = [None] + [values(model, batch)[0] for batch in batches[1:]]
-    for number, batch in enumerate(batches):
+    for number, (batch, before) in enumerate(zip(batches, old)):
         parts = batch.split(config.micro_batch or len(batch))
         graph = forward(model, batch) if len(parts) == 1 else None
-        leaves = [x if x is None else x.detach().requires_grad_() for x in graph or values(model, batch)]
-        logprobs, entropy = leaves                                                                 # [n, T]
-        before = logprobs.detach() if old[number] is None else old[number]
-        arguments = (config, logprobs, before, advantages[batch], rollouts.response_mask[batch])
-        ref_logprobs = values(reference, batch)[0] if reference else None
+        logprobs, entropy = leaves = [x if x is None else x.detach().requires_grad_()
+                                      for x in graph or values(model, batch)]                      # [n, T]
+        arguments = (config, logprobs, logprobs.detach() if before is None else before, advantages[batch],
+                     rollouts.response_mask[batch])
         key = (model.device, config.seed, step, number, "selection")
-        loss = policy_loss(*arguments, seeded(*key), entropy=entropy, ref_logprobs=ref_logprobs)
+        loss = policy_loss(*arguments, seeded(*key), entropy=entropy,
+                           ref_logprobs=values(reference, batch)[0] if reference else None)
         loss.backward()
         for part, index in zip(parts, torch.arange(len(batch), device=model.device).split(len(parts[0]))):
-            outputs = graph or forward(model, part)
-            pairs = [(x, leaf.grad[index]) for x, leaf in zip(outputs, leaves) if leaf is not None]
+            pairs = [(x, leaf.grad[index]) for x, leaf in zip(graph or forward(model, part), leaves) if x is not None]
             torch.autograd.backward(*zip(*pairs))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(loss + norm):  # anything else must not reach the weights
             optimizer.step()
         else:
-            skipped += 1
+            row["skipped_updates"] += 1
         optimizer.zero_grad()
         with torch.no_grad():
             selected = select_tokens(*arguments, seeded(*key))  # a generator of the same seed: the same tokens
             seen.append(dict(loss=loss.detach(), grad_norm=norm) | anatomy(*arguments, selected))
-            picked.append(rollouts.input_ids[batch, -width:][selected])
-    row = dict(updates=len(batches), skipped_updates=skipped, selected_tokens=0)
-    if not batches:
-        return row
-    means = {key: torch.stack([s[key] for s in seen]).mean(0) for key in seen[0]}
-    numbers = iter(torch.cat([x.flatten() for x in means.values()]).tolist())  # one transfer a step
-    row |= {key: [next(numbers) for _ in x] if x.dim() else next(numbers) for key, x in means.items()}
-    row["quadrant_selected"] = [round(x * len(batches)) for x in row["quadrant_selected"]]
-    row["selected_tokens"] = sum(row["quadrant_selected"])
-    row["selected_fraction"] = row["selected_tokens"] / int(rollouts.response_mask[torch.cat(batches)].sum())
-    words = policy.tokenizer.convert_ids_to_tokens(torch.cat(picked).tolist())
-    return row | dict(most_selected=dict(Counter(words).most_common(20)))
-
-
-def mean_entropy(config: Config, policy: Policy, rollouts: Rollouts) -> float:
-    """Eq. 5 on given responses, in nats: the mean over tokens, then over responses. Gradients add up where on."""
-    total, ids = 0.0, rollouts.input_ids
-    for part in torch.arange(len(ids), device=ids.device).split(config.micro_batch or len(ids)):
-        mask = rollouts.response_mask[part]
-        _, entropy = response_logprobs(policy.model, ids[part], rollouts.attention_mask[part], mask.shape[1])
-        share = (entropy.sum(1) / mask.sum(1)).sum() / len(ids)
-        if torch.is_grad_enabled():
-            share.backward()
-        total += share.item()
-    return total
+            picked += rollouts.input_ids[batch, -width:][selected].tolist()
+    if batches:
+        row |= {key: torch.stack([s[key] for s in seen]).mean(0).tolist() for key in seen[0]}
+        row["quadrant_selected"] = [round(x * len(batches)) for x in row["quadrant_selected"]]
+        row["selected_tokens"] = len(picked)
+        row["selected_fraction"] = len(picked) / int(rollouts.response_mask[torch.cat(batches)].sum())
+        row["most_selected"] = dict(Counter(policy.tokenizer.convert_ids_to_tokens(picked)).most_common(20))
+    return row
 
 
 @contextlib.contextmanager
@@ -1226,17 +1088,29 @@ def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: T
     """Fig. 8 on the real policy: around an update, the change of entropy on the same responses, measured; its
     first-order prediction <grad H, d theta> from the update that the optimizer made; and the paper's covariance, of
     advantage and length-normalised log-probability inside each group, also by how many of the group are right."""
-    parameters, size = list(policy.model.parameters()), config.group_size
-    before = mean_entropy(config, policy, rollouts)
+    parameters, size, mask = list(policy.model.parameters()), config.group_size, rollouts.response_mask
+
+    def mean_entropy() -> float:  # Eq. 5, mean over tokens, then over responses; its gradient is added up where on
+        total = 0.0
+        for part in torch.arange(len(mask), device=mask.device).split(config.micro_batch or len(mask)):
+            _, entropy = response_logprobs(policy.model, rollouts.input_ids[part], rollouts.attention_mask[part],
+                                           mask.shape[1])
+            share = (entropy.sum(1) / mask[part].sum(1)).sum() / len(mask)
+            if torch.is_grad_enabled():
+                share.backward()
+            total += share.item()
+        return total
+
+    before = mean_entropy()
     slope = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     start = [p.detach().clone() for p in parameters]
     policy.model.zero_grad()
     yield
     with torch.no_grad():
-        row["probe_entropy_change"] = mean_entropy(config, policy, rollouts) - before
+        row["probe_entropy_change"] = mean_entropy() - before
         row["probe_first_order"] = sum((g * (p - s)).sum(dtype=None if g.is_mps else torch.float64).item()
                                        for g, p, s in zip(slope, parameters, start))
-    logprob = (rollouts.logprobs.sum(1) / rollouts.response_mask.sum(1)).cpu().view(-1, size)      # [P, G]
+    logprob = (rollouts.logprobs.sum(1) / mask.sum(1)).cpu().view(-1, size)                        # [P, G]
     gain = group_advantages(rewards, size, config.advantage).view(-1, size)                        # [P, G]
     covariance = ((logprob - logprob.mean(1, keepdim=True)) * (gain - gain.mean(1, keepdim=True))).mean(1)  # [P]
     row["probe_covariance"] = covariance.mean().item()
@@ -1248,66 +1122,57 @@ def entropy_probe(config: Config, policy: Policy, rollouts: Rollouts, rewards: T
 NOT_OF_THE_RUN = "steps out resume compare seeds report check_theory eval_only checkpoint_every".split()
 
 
-def open_run(config: Config) -> tuple[dict | None, list[dict]]:
-    """Make the run folder, or under --resume read it: the checkpoint, which is the truth, or None, and its rows."""
-    run, state, rows = Path(config.out), None, []
+def open_run(config: Config) -> tuple[dict, dict]:
+    """Make the run folder; under --resume, what its checkpoint holds, or {}, and the log in that: settings, rows and
+    samples. It is the truth: the log's files are written anew from it, and what they had beyond is done again."""
+    run, path, state = Path(config.out), Path(config.out, "checkpoint.pt"), {}
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
-    if (run / "config.json").exists() and "method" not in read_config(run):
-        raise UserError(f"--out {run}: holds a config.json that is not a run's; choose another folder")
-    log, samples = read_log(run), read_log(run, "samples.jsonl")
-    if log or (run / "checkpoint.pt").exists():
-        if not config.resume:
-            raise UserError(f"{run} holds a run already: add --resume to go on with it, or choose another --out")
-        kept = read_config(run)
-        changed = [f"--{k.replace('_', '-')} (was {kept.get(k)}, now {v})"
-                   for k, v in settings.items() if kept.get(k) != v]
-        if changed:
-            raise UserError(f"--resume {run}: these settings would change its result: {', '.join(changed)}")
-    if (run / "checkpoint.pt").exists():
-        with explain(f"{run}/checkpoint.pt is damaged", ": start again in another --out"):
-            state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-            rows = json.loads(state["rows"])
-            if not rows or not state["model"] or not state["optimizer"]:
-                raise ValueError("it is not whole")
-    settings |= dict(steps=config.steps, torch=torch.__version__)
-    write(run / "config.json", json.dumps(settings, indent=1) + "\n")
+    log = dict(settings=settings, rows=[], samples=[])
+    with explain(f"--out {run}: no file can be written there"):
+        run.mkdir(parents=True, exist_ok=True)
+    begun = path.exists() or (run / "metrics.jsonl").exists()
+    demand(begun and config.resume or not any(run.iterdir()),
+           f"--out {run} is in use: add --resume to go on with its run if it holds one, or choose another folder")
+    if path.exists():
+        with explain(f"{path} is damaged", ": start again in another --out"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            log = json.loads(state["log"])
+            demand(log["rows"] and state["model"] and state["optimizer"], "it is not whole")
+    changed = [f"--{k.replace('_', '-')} (was {was}, now {v})" for k, v in settings.items()
+               if (was := log["settings"].get(k)) != v]
+    demand(not changed, f"--resume {run}: these settings would change its result: {', '.join(changed)}")
+    rows = log["rows"]
     if rows and config.eval_every and len(rows) <= config.steps and rows[-1]["step"] % config.eval_every:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval_")}  # was due at the old end only
-    samples = [s for s in samples if s["step"] < len(rows) and "eval_avg" in rows[s["step"]]]
-    for name, kept in (("metrics.jsonl", rows), ("samples.jsonl", samples)):  # what they have beyond is done again
-        write(run / name, "".join(json.dumps(row) + "\n" for row in kept))
-    return state, rows
+        log["samples"] = [s for s in log["samples"] if s["step"] < rows[-1]["step"]]
+    return state, log
 
 
 def write(path: Path, data):
-    """Write a text, or what torch.save takes, so that the file is whole or the old one: to a draft, then renamed."""
+    """Save with torch so that the file is whole or the old one: to a draft, which is then renamed."""
     draft = path.with_name(path.name + ".tmp")
     with explain(f"{path} cannot be written", "; an older file is untouched"), contextlib.ExitStack() as tidy:
-        path.parent.mkdir(parents=True, exist_ok=True)
         tidy.callback(draft.unlink, missing_ok=True)
         with open(draft, "wb") as file:
-            file.write(data.encode()) if isinstance(data, str) else torch.save(data, file)
+            torch.save(data, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
 
 
-def append(path: Path, rows: list[dict]):
-    """Add lines to a log, at once and for good."""
-    with explain(f"{path} cannot be written", "; the last checkpoint is whole: --resume"), open(path, "a") as file:
+def append(path: Path, rows: list[dict], mode="a"):
+    """Add rows to a log, at once and for good; or write it anew, by mode "w"."""
+    with explain(f"{path} cannot be written", "; a checkpoint is whole: --resume"), open(path, mode) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_log(run, name="metrics.jsonl") -> list[dict]:
     """The rows of a log; a torn last line, of a run that was killed, is left out."""
-    path, rows = Path(run, name), []
-    with explain(f"{path} is damaged"):
-        lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        with explain(f"{path} is damaged: line {number} is not a JSON object with a step"):
-            rows.append(json.loads(line))
-            operator.index(rows[-1]["step"])
-    return rows
+    path = Path(run, name)
+    with explain(f"{path} is damaged: not a JSON object with a step on every line"):
+        text = path.read_text("utf-8").rpartition("\n")[0] if path.exists() else ""
+        rows = json.loads(f"[{text}]".replace("\n", ",\n"))  # as one list, so that an error tells its line
+        return sorted(rows, key=lambda row: operator.index(row["step"]))
 
 
 def read_config(run) -> dict:
@@ -1316,71 +1181,59 @@ def read_config(run) -> dict:
         return json.loads(Path(run, "config.json").read_text()) | {}
 
 
-@contextlib.contextmanager
-def interrupts():
-    """A list that the first Ctrl-C fills, so that a step can be finished; the second raises KeyboardInterrupt."""
-    caught = []
-
-    def handler(*signal_and_frame):
-        caught.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def train(config: Config) -> list[dict]:
-    """Train --model on --data by --method and return the rows of metrics.jsonl, one a rollout step.
-
-    Row 0 is the policy before any update. Row s > 0 tells the rollout of step s, sampled before its update, the
-    update, and, on evaluation steps, the policy after it. Everything random is a function of (seed, step) and the
-    checkpoint holds the rest, so a run that is killed and resumed writes the rows of an unbroken one.
-    """
-    run, (state, rows) = Path(config.out), open_run(config)
-    saved, made = run / "policy" / "tokenizer_config.json", run / "checkpoint.pt"  # the last files that a run writes
-    if len(rows) > config.steps and saved.exists() and saved.stat().st_mtime >= made.stat().st_mtime:
-        return rows
-    with cpu_threads(config.threads), contextlib.ExitStack() as stack:
+    """Train --model on --data by --method and return the rows of metrics.jsonl, one a rollout step. Row 0 is the
+    policy before any update. Row s > 0 tells the rollout of step s, sampled before its update, the update, and, on
+    evaluation steps, the policy after it. Everything random is a function of (seed, step) and the checkpoint holds
+    the rest, so a run that is killed and resumed writes the rows of an unbroken one."""
+    run, (state, log) = Path(config.out), open_run(config)
+    rows, samples = log["rows"], log["samples"]
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         policy, held_out, problems = prepare(config, train=True)
-        interrupted = stack.enter_context(interrupts())  # not before: the warm-up may be stopped at once
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         parts = dict(model=policy.model, optimizer=optimizer) | (dict(reference=reference) if reference else {})
-        if state:
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-        if config.method == "kl_cov" and config.updates == 1:
+        for name in parts if state else ():
+            parts[name].load_state_dict(state[name])
+        append(run / "metrics.jsonl", rows, "w")
+        append(run / "config.json", [log["settings"] | dict(steps=config.steps, torch=torch.__version__)], "w")
+        append(run / "samples.jsonl", samples, "w")
+        if (config.method, config.updates) == ("kl_cov", 1):
             print("note: with --updates 1 KL-Cov cannot act: at ratio 1 its penalty has no gradient")
-        with tqdm(range(len(rows), config.steps + 1), "training", disable=None, dynamic_ncols=True) as bar:
-            for step in bar:
-                row = rollout_step(config, policy, reference, optimizer, problems, step)
-                shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}"
-                bar.set_postfix_str(shown)
-                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
-                    result, samples = evaluate(config, policy, held_out)
-                    row |= result
-                    append(run / "samples.jsonl", [dict(step=step) | sample for sample in samples])
-                    if bar.disable:  # no terminal
-                        print(f"step {step}: {shown}, avg@{config.eval_samples} {row['eval_avg']:.3f}, "
-                              f"length {row['response_length']:.1f}", flush=True)
-                if row["skipped_updates"] and not any(r["skipped_updates"] for r in rows):
-                    print(f"step {step}: a loss or gradient was not finite; the update was skipped")
-                rows.append(json.loads(json.dumps(row), parse_constant=lambda name: None))  # JSON has no NaN
-                append(run / "metrics.jsonl", rows[-1:])
-                hopeless = step > 2 and all(r["skipped_updates"] == r["updates"] > 0 for r in rows[-3:])
-                if step % config.checkpoint_every == 0 or step == config.steps or interrupted or hopeless:
-                    state = {name: part.state_dict() for name, part in parts.items()}
-                    write(run / "checkpoint.pt", state | dict(rows=json.dumps(rows)))
-                if hopeless:
-                    raise UserError(f"stopped at step {step}: no finite update in three steps; {run} holds the last "
-                                    "good weights; try a lower --lr")
-                if interrupted and step < config.steps:
-                    print(f"stopped after step {step}; to go on, repeat the command with --resume")
-                    raise KeyboardInterrupt
+        interrupted = []
+
+        def handler(*signal_and_frame):  # the first Ctrl-C finishes the step
+            interrupted.append(True)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handler))
+        bar = stack.enter_context(tqdm(range(len(rows), config.steps + 1), "training", disable=None))
+        for step in bar:
+            row, end = rollout_step(config, policy, reference, optimizer, problems, step), step == config.steps
+            shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}, length {row['response_length']:.1f}"
+            bar.set_postfix_str(shown)
+            if config.eval_every and (step % config.eval_every == 0 or end):
+                result, some = evaluate(config, policy, held_out)
+                row |= result
+                samples += [dict(step=step) | sample for sample in some]
+                append(run / "samples.jsonl", samples[-len(some):])
+                if bar.disable:  # no terminal
+                    print(f"step {step}: {shown}, avg@{row['eval_k']} {row['eval_avg']:.3f}", flush=True)
+            if row["skipped_updates"] and not any(r["skipped_updates"] for r in rows):
+                print(f"step {step}: a loss or gradient was not finite; the update was skipped")
+            rows.append(json.loads(json.dumps(row), parse_constant=lambda name: None))  # JSON has no NaN
+            append(run / "metrics.jsonl", rows[-1:])
+            hopeless = step > 2 and all(r["skipped_updates"] == r["updates"] > 0 for r in rows[-3:])
+            if step % config.checkpoint_every == 0 or end or interrupted or hopeless:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                write(run / "checkpoint.pt", state | dict(log=json.dumps(log)))
+            demand(not hopeless, f"stopped at step {step}: no finite update in three steps; {run} holds the last "
+                                 "good weights; try a lower --lr")
+            if interrupted and not end:
+                print(f"stopped after step {step}; to go on, repeat the command with --resume")
+                raise KeyboardInterrupt
         with explain(f"{run}/policy cannot be written", "; the checkpoint is whole: --resume"):
             policy.model.save_pretrained(run / "policy")
             policy.tokenizer.save_pretrained(run / "policy")
@@ -1394,8 +1247,8 @@ def prepare(config: Config, train: bool):
     held_out, problems = load_problems(config, "test"), load_problems(config, "train") if train else []
     texts = {repr(p["problem"]) for p in held_out}
     problems = [p for p in problems if repr(p["problem"]) not in texts]
-    if train and len(problems) < config.prompts:
-        raise UserError(f"--data {config.data}: {len(problems)} training problems, but --prompts {config.prompts}")
+    demand(len(problems) >= config.prompts or not train,
+           f"--data {config.data}: {len(problems)} training problems, but --prompts {config.prompts}")
     policy = load_policy(config)
     for source, found in ((config.data, problems), (config.eval_data or config.data, held_out)):
         template = config.prompt_template or ("{problem}" if source in ARITHMETIC else "")
@@ -1405,32 +1258,27 @@ def prepare(config: Config, train: bool):
 
 
 def rollout_step(config: Config, policy: Policy, reference, optimizer, problems: list[dict], step: int) -> dict:
-    """Sample, reward, update (Sec. 4.3): one row of metrics.jsonl; its seconds are without evaluation. Step 0 only
-    looks, at the problems of step 1."""
+    """Sample, reward, update (Sec. 4.3): one row of metrics.jsonl. Step 0 only looks, at the problems of step 1."""
     begun, device, size = time.perf_counter(), policy.model.device, config.prompts
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     epoch, place = divmod(max(step - 1, 0), len(problems) // size)
     order = torch.randperm(len(problems), generator=seeded("cpu", config.seed, epoch, "data")).tolist()
     batch = [problems[i] for i in order[place * size:(place + 1) * size]]
     rollouts, rewards, _ = collect(config, policy, batch, config.group_size, temperature=config.temperature,
                                    generator=seeded(device, config.seed, step, "rollout"))
-    mask, sampled = rollouts.response_mask, time.perf_counter()
-    lengths = mask.sum(1)
-    last = rollouts.input_ids[torch.arange(len(mask), device=device), lengths - mask.shape[1] - 1]
+    lengths, sampled = rollouts.response_mask.sum(1), time.perf_counter()
+    last = rollouts.input_ids.gather(1, rollouts.attention_mask.cumsum(1).argmax(1, keepdim=True))  # [N, 1]
     stopped = torch.isin(last, torch.tensor(policy.eos_token_ids, device=device))
     row = dict(step=step, reward=rewards.mean().item(), entropy=(rollouts.entropy.sum(1) / lengths).mean().item(),
                response_length=lengths.float().mean().item(), truncated=1 - stopped.float().mean().item(),
                zero_std_groups=int((rewards.view(-1, config.group_size).std(1) == 0).sum()),
                tokens=int(lengths.sum()), **dict.fromkeys(UPDATE_KEYS))
     if step:
-        probe = entropy_probe(config, policy, rollouts, rewards, row) if config.probe else contextlib.nullcontext()
-        with probe:
+        with entropy_probe(config, policy, rollouts, rewards, row) if config.probe else contextlib.nullcontext():
             row |= update(config, policy, reference, optimizer, rollouts, rewards, step)
     seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else math.nan
-    peak *= 1 if sys.platform == "darwin" else 1024
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak  # bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else math.nan  # KiB, on a Mac bytes
+    memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else
+              peak * (1 if sys.platform == "darwin" else 1024))
     return row | dict(seconds=seconds, sampling_seconds=sampled - begun, update_seconds=begun + seconds - sampled,
                       tokens_per_second=row["tokens"] / seconds, peak_memory_mb=memory / 2 ** 20)
 
@@ -1457,14 +1305,10 @@ class EntropyLaw:
 
 
 def fit_entropy_law(entropy, accuracy) -> EntropyLaw:
-    """Eq. 6 by least squares, linear in exp(H), from two lists of equal length.
-
-    Raises UserError with fewer than two different entropies, where no law can be told.
-    """
+    """Eq. 6 by least squares, linear in exp(H), from two lists; UserError without two different entropies."""
     ### BEGIN SOLUTION
     spent, gained = torch.as_tensor(entropy).double().exp(), torch.as_tensor(accuracy).double()
-    if len(spent) < 2 or spent.max() == spent.min():
-        raise UserError("the law needs points of at least two different entropies")
+    demand(len(spent) and spent.max() > spent.min(), "the law needs points of at least two different entropies")
     slope = ((spent - spent.mean()) * (gained - gained.mean())).sum() / ((spent - spent.mean()) ** 2).sum()
     law = EntropyLaw(-slope.item(), (gained.mean() - slope * spent.mean()).item(), 0.0, 0.0)
     squares = ((gained - law.predict(entropy)) ** 2).sum()
@@ -1482,12 +1326,10 @@ def tabular_step(logits: Tensor, rewards: Tensor, lr: float, rule: str) -> Tenso
 
 
 def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str) -> tuple[Tensor, Tensor]:
-    """Theorems 1 and 2 on a softmax policy with a logit per action: (actual, predicted) change of entropy.
-
-    actual: H after one step minus H before. predicted: -eta Cov_{a~pi}(log pi, pi A) for the vanilla policy gradient
-    ("pg", Theorem 1), -eta Cov_{a~pi}(log pi, A) for the natural one ("npg", Theorem 2). Both are Lemma 1,
-    -Cov(log pi, change of the logits). logits, rewards [..., V] -> two tensors [...].
-    """
+    """Theorems 1 and 2 on a softmax policy with a logit per action: (actual, predicted) change of entropy. actual: H
+    after one step minus H before. predicted: -eta Cov_{a~pi}(log pi, pi A) for the vanilla policy gradient ("pg",
+    Theorem 1), -eta Cov_{a~pi}(log pi, A) for the natural one ("npg", Theorem 2). Both are Lemma 1, -Cov(log pi,
+    change of the logits). logits, rewards [..., V] -> two tensors [...]."""
     ### BEGIN SOLUTION
     change = tabular_step(logits, rewards, lr, rule)
     logprobs, after = logits.log_softmax(-1), (logits + change).log_softmax(-1)
@@ -1501,7 +1343,7 @@ def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str
 
 def check_theory(out: str):
     """Theorems 1 and 2 along a run of exact updates: a table and a picture. First order: the error goes as eta^2."""
-    curves = {}
+    panels = []
     for rule, lr, name in (("pg", 0.2, "Theorem 1, vanilla policy gradient: -eta Cov(log pi, pi A)"),
                            ("npg", 0.02, "Theorem 2, natural policy gradient: -eta Cov(log pi, A)")):
         generator = torch.Generator().manual_seed(0)
@@ -1513,18 +1355,16 @@ def check_theory(out: str):
         (actual, predicted), half = (tabular_entropy_change(logits, rewards, eta, rule) for eta in (lr, lr / 2))
         ratios = (actual - predicted).norm(dim=-1) / (half[0] - half[1]).norm(dim=-1)              # [steps]
         entropy = torch.distributions.Categorical(logits=logits).entropy()                         # [steps, states]
-        curves[name] = torch.stack([entropy.mean(1), actual.mean(1), predicted.mean(1), ratios], 1)    # [steps, 4]
+        columns = torch.stack([entropy.mean(1), actual.mean(1), predicted.mean(1), ratios])        # [4, steps]
         print(f"\n{name}; 16 states, 10 actions, eta {lr}\n   step   entropy   measured dH  predicted dH  "
               "error(eta) / error(eta/2)")
         for step in (0, 1, 10, 50, 100, 200, 500, 1000, 1999):
-            print("{:7d} {:9.4f} {:13.3e} {:13.3e} {:12.3f}".format(step, *curves[name][step].tolist()))
+            print("{:7d} {:9.4f} {:13.3e} {:13.3e} {:12.3f}".format(step, *columns[:, step].tolist()))
         print(f"halving eta divides the error by {ratios.mean():.3f} on average (4: second order)")
-    with picture(Path(out, "theory.png"), 1, 2, 10) as axes:
-        for axis, (name, values) in zip(axes, curves.items()):
-            axis.plot(values[:, 1], color=COLORS["grpo"], label="measured")
-            axis.plot(values[:, 2], "--", color=COLORS["kl_cov"], label="predicted")
-            axis.set(title=name, xlabel="update", ylabel="change of entropy (nats)", xscale="symlog")
-            axis.legend()
+        curves = [("measured", range(2000), columns[1:2], dict(color=COLORS["grpo"])),
+                  ("predicted", range(2000), columns[2:3], dict(color=COLORS["kl_cov"], linestyle="--"))]
+        panels.append((name.split(":")[0], "update", "change of entropy (nats)", curves, dict(xscale="symlog")))
+    picture(Path(out, "theory.png"), panels)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1555,15 +1395,14 @@ def report(run) -> None:
     updates = [r for r in rows if r.get("cov_mean") is not None]
     if updates:
         for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
-            means = {f"top {p} %": fmean(r[f"cov_top_{p}"] for r in part) for p in COV_TOP}
-            means["all"] = fmean(r["cov_mean"] for r in part)
-            print(f"  Cov (Table 1), {name}: " + ", ".join(f"{top} {mean:.3f}" for top, mean in means.items()))
-        print(f"  {'quadrants (A: advantage, p: probability; + above the mean)':62}" +
-              "  ".join(f"{q:>7}" for q in QUADRANTS))
-        for name, key in (("share of the tokens", "quadrant_tokens"), ("part of the mean Cov", "quadrant_cov"),
-                          ("share of the selected", "quadrant_selected")):
-            sums = [sum(r[key][i] for r in updates) for i in range(4)]
-            total = len(updates) if key != "quadrant_selected" else sum(sums) or 1
+            tops = [f"top {p} % {fmean(r[f'cov_top_{p}'] for r in part):.3f}" for p in COV_TOP]
+            print(f"  Cov (Table 1), {name}: {', '.join(tops)}, all {fmean(r['cov_mean'] for r in part):.3f}")
+        print(f"  {'quadrants (A: advantage, p: probability; + above the mean)':64}" + "    ".join(QUADRANTS))
+        selected = sum(r["selected_tokens"] for r in updates) or 1
+        for name, key, total in (("share of the tokens", "quadrant_tokens", len(updates)),
+                                 ("part of the mean Cov", "quadrant_cov", len(updates)),
+                                 ("share of the selected", "quadrant_selected", selected)):
+            sums = map(sum, zip(*(r[key] for r in updates)))
             print(f"    {name:60s}" + "  ".join(f"{x / total:7.3f}" for x in sums))
         most = sum((Counter(r["most_selected"]) for r in updates), Counter()).most_common(10)
         print("  most selected tokens: " + (", ".join(f"{printable(t)} {n}" for t, n in most) or "none"))
@@ -1574,35 +1413,33 @@ def report(run) -> None:
             print(f"  entropy change per update (Fig. 8), measured on {name}: r = "
                   f"{spread[0, 1] / spread.diag().prod().sqrt():.3f}, slope {spread[0, 1] / spread[0, 0]:.3g}")
         for right, values in enumerate(zip(*(r["probe_covariance_by_right"] for r in probed))):
-            found = [x for x in values if x is not None]
-            if found:
+            if found := [x for x in values if x is not None]:
                 print(f"    covariance of prompts with {right} right: {fmean(found):.4f}")
     for sample in read_log(run, "samples.jsonl")[-2:]:
-        print(f"  sample: {printable(str(sample['problem']))} -> {printable(sample['response'])[:400]} "
-              f"(answer {printable(sample['answer'])}, reward {sample['reward']:.0f})")
+        problem, response, answer = (printable(str(sample[key])) for key in ("problem", "response", "answer"))
+        print(f"  sample: {problem} -> {response[:400]} (answer {answer}, reward {sample['reward']:.0f})")
 
 
 def report_law(config: dict, rows: list[dict]):
     """What `report` says of the law (Eq. 6), its prediction (Fig. 5) and the shares of Fig. 2."""
     entropy, accuracy = law_points(rows)
-    try:
-        law = fit_entropy_law(entropy, accuracy)
-    except UserError as error:
-        return print(f"  no law: {error} (found {len(entropy)} evaluations; see --eval-every)")
+    if len(set(entropy)) < 2:
+        return print(f"  no law: no two different entropies ({len(entropy)} evaluations found; see --eval-every)")
+    law = fit_entropy_law(entropy, accuracy)
     print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; "
           f"R2 {law.r2:.3f}, RMSE {law.rmse:.4f} on {len(entropy)} points")
-    if config.get("method") not in ("grpo", "pg"):
-        print("    the method intervenes on entropy: the paper claims the law for runs without intervention only")
-    if not law.r2 >= 0.9:
-        print("    a poor fit: do not read a and b as properties of the policy")
-    if max(accuracy) - accuracy[0] < 0.02:
-        print("    accuracy did not rise by 0.02: this run did not learn, and its law means nothing")
-    if entropy[-1] > 1.2 * entropy[0]:
-        print("    entropy rose, an explosion: select fewer tokens (--kl-cov-fraction, --clip-cov-ratio), lower "
-              "--entropy-coef, or take fewer --updates")
+    for holds, remark in (
+            (config.get("method") not in ("grpo", "pg"),
+             "the method intervenes on entropy: the paper claims the law for runs without intervention only"),
+            (not law.r2 >= 0.9, "a poor fit: do not read a and b as properties of the policy"),
+            (max(accuracy) - accuracy[0] < 0.02, "accuracy did not rise by 0.02: this run did not learn"),
+            (entropy[-1] > 1.2 * entropy[0], "entropy rose, an explosion: lower --kl-cov-fraction, --clip-cov-ratio, "
+                                             "--entropy-coef or --updates")):
+        if holds:
+            print(f"    {remark}")
     for share, name in ((0.15, "15 %"), (1 / 3, "third")):
         first = max(3, round(share * len(entropy)))
-        if first < len(entropy) and max(entropy[:first]) > min(entropy[:first]):
+        if first < len(entropy) and len(set(entropy[:first])) > 1:
             early = fit_entropy_law(entropy[:first], accuracy[:first])
             errors = early.predict(entropy[first:]) - torch.tensor(accuracy[first:], dtype=torch.float64)
             print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE "
@@ -1610,104 +1447,90 @@ def report_law(config: dict, rows: list[dict]):
     for share, name in ((1 / 12, "1/12"), (1 / 3, "1/3")):
         at = round(share * (len(entropy) - 1))
         if at:  # else there are too few points to tell
-            spent, gained = ((x[at] - x[0]) / (x[-1] - x[0]) if x[-1] != x[0] else math.nan
-                             for x in (entropy, accuracy))
+            spent, gained = ((x[at] - x[0]) / (x[-1] - x[0] or math.nan) for x in (entropy, accuracy))
             print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain")
 
 
-@contextlib.contextmanager
-def picture(path: Path, rows: int, columns: int, width: float):
-    """Axes to draw on, then a PNG small enough for a page."""
-    import matplotlib  # nothing else needs it
-    from matplotlib.figure import Figure
-    matplotlib.rcParams.update({
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9,
-        "axes.titlesize": 10, "legend.fontsize": 8, "legend.frameon": False})
-    figure = Figure((width, 3.2 * rows), layout="constrained")
-    yield figure.subplots(rows, columns)
+def picture(path: Path, panels: list[tuple]):
+    """Draw panels (title, x label, y label, curves, more settings of the axis), in two rows from three panels on.
+    A curve is (label or None, x, y [seeds, x], style): the mean over the seeds, and their range."""
+    try:  # nothing else needs it
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return print("no pictures: they need matplotlib (pip install matplotlib)")
+    matplotlib.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "axes.titlesize": 10,
+                                "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.3})
+    rows = 1 + (len(panels) > 2)
+    figure = Figure((4.5 * len(panels) / rows, 3.6 * rows), layout="constrained")
+    for axis, (title, across, up, curves, more) in zip(figure.subplots(rows, len(panels) // rows).flat, panels):
+        for label, x, y, style in curves:
+            y = torch.as_tensor(y, dtype=torch.float64)
+            axis.plot(x, y.mean(0), label=label, **style)
+            axis.fill_between(x, y.amin(0), y.amax(0), color=style["color"], alpha=0.15, linewidth=0)
+        axis.set(title=title, xlabel=across, ylabel=up, **more)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     with explain(f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=90, pil_kwargs=dict(optimize=True))
     print(f"picture: {path}")
 
 
-def curve(axis, series: list[dict[int, float]], color, reach=4, **style):
-    """Values by step, each the mean over the steps in reach; of several seeds the mean and the range."""
-    steps = sorted(set.intersection(*map(set, series)))
-    values = torch.tensor([[fmean(s[near] for near in range(step - reach, step + reach + 1) if near in s)
-                            for step in steps] for s in series], dtype=torch.float64)              # [seeds, steps]
-    axis.plot(steps, values.mean(0), color=color, linewidth=1.3, **style)
-    if len(series) > 1:
-        axis.fill_between(steps, values.amin(0), values.amax(0), color=color, alpha=0.15, lw=0)
+PANELS = [  # title, unit, keys of the rows that are drawn; beside them stands the law
+    ("Policy entropy (Eq. 5)", "nats per token", ["entropy"]),
+    ("Held-out accuracy", "avg@k", ["eval_avg"]),
+    ("Response length", "tokens", ["response_length"]),
+    ("Covariance and the fall of entropy (Fig. 8)", "mean Cov; nats in ten steps", ["cov_mean", "-dH"]),
+    ("Largest covariances (Table 1)", "mean Cov of the top", [f"cov_top_{p}" for p in COV_TOP]),
+    ("Part of the mean Cov, by quadrant", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
+    ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS])]
+
+
+def smooth(logs: list[list[dict]], key: str, reach=4):
+    """Steps, and values [logs, steps] of a key: at the steps that every log has, the mean over the steps in reach."""
+    known = [{r["step"]: r[key] for r in rows if r.get(key) is not None} for rows in logs]
+    steps = sorted(set.intersection(*map(set, known)))
+    return steps, [[fmean(seed[near] for near in range(step - reach, step + reach + 1) if near in seed)
+                    for step in steps] for seed in known]
 
 
 def draw(runs: list, path: Path):
     """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
-    for one run also its covariance beside the change of entropy, the quantiles of Table 1, and the quadrants."""
-    groups, seen, single = {}, Counter(), len(runs) == 1
+    for one run also its covariance beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
+    shown, groups, seen = PANELS[:7 if len(runs) == 1 else 3], {}, Counter()
+    panels = [(title, "rollout step", unit, [], {}) for title, unit, _ in shown]
+    panels.append(("The law R = -a exp(H) + b (Eq. 6)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
-        label = re.sub(r"-seed\d+$", "", Path(run).resolve().name)
-        groups.setdefault((label, read_config(run).get("method")), []).append(read_log(run))
-    with picture(path, 2, 4 if single else 2, 14 if single else 9) as axes:
-        for (label, method), logs in groups.items():
-            style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
-            seen[method] += 1
-            for axis, (key, title, unit) in zip(axes.flat, (("entropy", "Policy entropy (Eq. 5)", "nats per token"),
-                                                            ("eval_avg", "Held-out accuracy", "avg@k"),
-                                                            ("response_length", "Response length", "tokens"))):
-                series = [{r["step"]: r[key] for r in log if r.get(key) is not None} for log in logs]
-                curve(axis, series, reach=0 if key == "eval_avg" else 4, label=label, **style)
-                axis.set(title=title, xlabel="rollout step", ylabel=unit)
-            entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
-            axis = axes.flat[3]
-            axis.set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
-            axis.scatter(entropy, accuracy, s=9, color=style["color"], alpha=0.6, linewidth=0)
-            with contextlib.suppress(UserError):  # too few points for a law
-                law, first = fit_entropy_law(entropy, accuracy), max(3, len(entropy) // 3)
-                grid = torch.linspace(min(entropy), max(entropy), 50)
-                axis.plot(grid, law.predict(grid), linewidth=1, label=f"{label}: R² {law.r2:.2f}", **style)
-                if single and first < len(entropy):
-                    early = fit_entropy_law(entropy[:first], accuracy[:first])
-                    axis.plot(grid, early.predict(grid), ":", color="#777777", label="fit on the first third")
-                axis.legend()
-        if single:
-            draw_covariance(axes.flat[4:], [r for r in logs[0] if r.get("cov_mean") is not None])
-        else:
-            axes.flat[0].legend()
+        label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
+        groups.setdefault((label, read_config(run).get("method")), []).append(rows)
+        for row, later in zip(rows, rows[10:] + [{}] * 10):  # the keys that only PANELS has
+            if None not in (row.get("entropy"), later.get("entropy")):
+                row["-dH"] = row["entropy"] - later["entropy"]
+            for name in ("cov", "selected"):
+                row |= zip((f"{name} {q}" for q in QUADRANTS), row.get(f"quadrant_{name}") or ())
+    for (label, method), logs in groups.items():
+        style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
+        seen[method] += 1
+        for (*_, curves, _), (_, _, keys) in zip(panels, shown):
+            for key, color in zip(keys, COLORS.values() if len(keys) > 1 else [style["color"]]):
+                name = key if len(keys) > 1 else label if key == "entropy" else None
+                curves.append((name, *smooth(logs, key), style | dict(color=color)))
+        entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
+        law.append((None, entropy, [accuracy], style | dict(linestyle="", marker=".", alpha=0.6)))
+        with contextlib.suppress(UserError):  # too few points for a law
+            fit, grid = fit_entropy_law(entropy, accuracy), torch.linspace(min(entropy), max(entropy), 50)
+            law.append((f"{label}: R² {fit.r2:.2f}", grid, fit.predict(grid)[None], style))
+    picture(path, panels)
 
 
-def draw_covariance(axes, rows: list[dict]):
-    """Four panels on one run's covariance: beside the change of entropy (Fig. 8), Table 1, and the quadrants."""
-    part, selected = ({name: [r[key][i] for r in rows] for i, name in enumerate(QUADRANTS)}
-                      for key in ("quadrant_cov", "quadrant_selected"))
-    mean = {"mean Cov": [r["cov_mean"] for r in rows]}
-    tops = {f"top {p} %": [r[f"cov_top_{p}"] for r in rows] for p in COV_TOP}
-    for axis, (title, unit, lines) in zip(axes, (
-            ("Covariance and the fall of entropy", "mean Cov (Eq. 10), black", mean),
-            ("Largest covariances (Table 1)", "mean Cov of the top", tops),
-            ("Part of the mean Cov, by quadrant", "part of the mean Cov", part),
-            ("Tokens selected a step, by quadrant", "tokens selected a step", selected))):
-        for color, (name, values) in zip(COLORS.values(), lines.items()):
-            curve(axis, [dict(zip((r["step"] for r in rows), values))], color, label=name)
-        axis.set(title=title, xlabel="rollout step", ylabel=unit)
-        axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    axes[1].set_yscale("log")
-    falls = {r["step"]: (r["entropy"] - later["entropy"]) / 10 for r, later in zip(rows, rows[10:])
-             if None not in (r["entropy"], later["entropy"])}
-    twin = axes[0].twinx()
-    curve(twin, [falls], COLORS["clip_cov"])
-    twin.set_ylabel("-dH a step (nats), blue", color=COLORS["clip_cov"])
-    twin.grid(False)
-
-
-def final(rows: list[dict]) -> list[float]:
-    """The COLUMNS at the end of a run, NaN for none: means over the last tenth, the last evaluation, all seconds."""
-    def known(key, rows):
-        return [r[key] for r in rows if r.get(key) is not None] or [math.nan]
-
-    ends = {key: known(key, rows)[-1] for key in COLUMNS}
-    ends |= {key: fmean(known(key, rows[-max(1, len(rows) // 10):])) for key in ("entropy", "response_length")}
-    return [*(ends | dict(seconds=sum(known("seconds", rows)))).values()]
+def at_end(logs: list[list[dict]], key: str) -> float:
+    """A column of the table, mean over seeds, NaN for none: all seconds, the last evaluation, else the last tenth."""
+    if key == "eval_avg_se" and len(logs) > 1:
+        return torch.tensor([at_end([rows], "eval_avg") for rows in logs]).std().item() / len(logs) ** 0.5
+    known = [[r[key] for r in rows if r.get(key) is not None] or [math.nan] for rows in logs]
+    return fmean(sum(x) if key == "seconds" else x[-1] if key.startswith("eval") else fmean(x[-max(1, len(x) // 10):])
+                 for x in known)
 
 
 def table(runs: dict):
@@ -1716,22 +1539,16 @@ def table(runs: dict):
     spread = "± over seeds" if len(starts) > 1 else "± over problems"
     print(f"{spread:16s}" + "".join(f"{title:>9}" for title in COLUMNS.values()))
     for name, logs in (dict(before=starts) | runs).items():
-        ends = torch.tensor([*map(final, logs)], dtype=torch.float64)                              # [seeds, columns]
-        means = dict(zip(COLUMNS, ends.mean(0).tolist()))
-        if len(logs) > 1:
-            means["eval_avg_se"] = ends[:, [*COLUMNS].index("eval_avg")].std().item() / len(logs) ** 0.5
-        print(f"{name:16s}" + "".join(f"{x:9.3f}" for x in means.values()).replace("nan", "  -"))
+        print(f"{name:16s}" + "".join(f"{at_end(logs, key):9.3f}" for key in COLUMNS).replace("nan", "  -"))
 
 
 def compare(given: dict):
-    """Table 2 and Fig. 11 in small: every method on every seed, from the same warm policy and problems; a table and
-    a picture."""
-    out = given.get("out") or "runs"
+    """Table 2 and Fig. 11 in small: every method on every seed, from the same start; a table and a picture."""
+    out, done = given.get("out") or "runs", {}
     with explain(f"--seeds {given.get('seeds')}: give numbers with commas, as in 0,1,2"):
         seeds = {int(seed): None for seed in str(given.get("seeds") or given.get("seed") or 0).split(",")}
     runs = [Config(**given | dict(method=method, seed=seed, out=f"{out}/{method}-seed{seed}", resume=True))
             for seed in seeds for method in METHODS]
-    done = {}
     for number, config in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.out}", flush=True)
         done.setdefault(config.method, []).append(train(config))
@@ -1744,18 +1561,15 @@ def compare(given: dict):
 
 def parse(arguments: list[str] | None) -> dict:
     """The flags that were given, by the names of Config's fields."""
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise UserError(message)
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                    argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.error = lambda message: demand(False, message)
     for f in fields(Config):
         default = "{} tiny, {} real".format(*f.default) if isinstance(f.default, tuple) else f.default
         text = f.metadata["help"] + ("" if default in ("", None) or default is False else f" [{default}]")
-        kind, name = dict(int=int, float=float).get(f.type, str), "|".join(f.metadata["choices"]) or f.type.upper()
-        options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN"))
-        parser.add_argument("--" + f.name.replace("_", "-"), help=text,
-                            **options.get(f.type, dict(type=kind, metavar=name)))
+        options = dict(bool=dict(action="store_true"), list=dict(nargs="+", metavar="RUN")).get(f.type, dict(
+            type=dict(int=int, float=float).get(f.type, str), metavar="|".join(f.metadata["choices"]) or None))
+        parser.add_argument("--" + f.name.replace("_", "-"), help=text, **options)
     return vars(parser.parse_args(arguments))
 
 
@@ -1771,9 +1585,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif config.compare:
             compare(given)
         elif config.eval_only:
-            with cpu_threads(config.threads):
-                policy, held_out, _ = prepare(config, train=False)
-                print(json.dumps(evaluate(config, policy, held_out)[0], indent=1))
+            policy, held_out, _ = prepare(config, train=False)
+            print(json.dumps(evaluate(config, policy, held_out)[0], indent=1))
         else:
             if not config.report:
                 train(config)
@@ -1782,17 +1595,12 @@ def main(arguments: list[str] | None = None) -> int:
                 report(run)
             draw(runs, Path(runs[0], "report.png") if len(runs) == 1 else Path(runs[0]).parent / "comparison.png")
         return 0
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        print("no pictures: they need matplotlib (pip install matplotlib)")  # the rest has been done
-        return 0
+    except KeyboardInterrupt:
+        return 130
     except UserError as error:
         message = str(error)
     except torch.OutOfMemoryError:
         message = "out of GPU memory: lower --micro-batch (updates), or --prompts or --max-new-tokens (sampling)"
-    except KeyboardInterrupt:
-        return 130
     print(f"entropy_rl.py: {printable(message)}", file=sys.stderr)
     return 2
 

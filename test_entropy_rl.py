@@ -794,7 +794,7 @@ def assert_same_run(run, other):
     assert Path(run, "samples.jsonl").read_text() == Path(other, "samples.jsonl").read_text()
     ours, theirs = state_of(run), state_of(other)
     assert ours.keys() == theirs.keys()
-    assert all(bits(ours[k]) == bits(theirs[k]) for k in ours if k != "rows")
+    assert all(bits(ours[k]) == bits(theirs[k]) for k in ours if k != "log")
     assert files_of(Path(run, "policy")) == files_of(Path(other, "policy"))
 
 
@@ -849,8 +849,13 @@ def cut(run, name, count):
     lambda run: (run / "checkpoint.pt.tmp").write_bytes(b"half a checkpoint"),       # a draft that a kill left
     lambda run: (run / "checkpoint.pt").unlink(),                           # killed before the first checkpoint
     lambda run: shutil.rmtree(run / "policy"),
+    lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnot JSON\n{"step": 2}\n'),
+    lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n" * 3),
+    lambda run: (run / "samples.jsonl").write_text("[]\n[]\n"),
+    lambda run: (run / "config.json").write_text("[]"),
+    lambda run: (run / "config.json").unlink(),
 ], ids=["longer", "torn row", "rows missing", "no log", "row too many", "samples too many", "draft", "no checkpoint",
-        "no policy"])
+        "no policy", "log line", "binary log", "samples", "config", "no config"])
 def test_what_a_crash_left_is_mended_at_resume(make, toys, runs, half, damage):
     """A log and a checkpoint that disagree are brought together, and --resume --steps 8 is the run of eight steps."""
     damage(half)
@@ -867,16 +872,10 @@ class Bomb:
 @pytest.mark.parametrize("damage,words", [
     (lambda run: cut(run, "checkpoint.pt", 5000), ["checkpoint.pt", "damaged"]),
     (lambda run: (run / "checkpoint.pt").write_text("hello"), ["checkpoint.pt", "damaged"]),
-    (lambda run: torch.save(dict(rows=[]), run / "checkpoint.pt"), ["checkpoint.pt", "damaged"]),
+    (lambda run: torch.save(dict(log="[]"), run / "checkpoint.pt"), ["checkpoint.pt", "damaged"]),
     (lambda run: torch.save(state_of(run) | dict(model={}), run / "checkpoint.pt"), ["checkpoint.pt"]),
     (lambda run: torch.save(dict(x=Bomb(run.parent / "boom")), run / "checkpoint.pt"), ["checkpoint.pt"]),
-    (lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnot JSON\n{"step": 2}\n'),
-     ["metrics.jsonl", "line 2"]),
-    (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n" * 3), ["metrics.jsonl"]),
-    (lambda run: (run / "samples.jsonl").write_text("[]\n[]\n"), ["samples.jsonl", "line 1"]),
-    (lambda run: (run / "config.json").write_text("[]"), ["config.json"]),
-    (lambda run: (run / "config.json").unlink(), ["config.json"]),
-], ids="torn zip,text,foreign,no weights,bomb,log line,binary log,samples,config,no config".split(","))
+], ids="torn zip,text,foreign,no weights,bomb".split(","))
 def test_a_damaged_run_is_refused(cli, half, damage, words):
     """One line names the damaged file; nothing is changed, and nothing in it is executed."""
     damage(half)
@@ -900,7 +899,7 @@ def test_a_model_folder_is_not_a_run_folder(cli, policy, tmp_path):
     """--out that names somebody's checkpoint does not replace its config.json."""
     model = shutil.copytree(policy, tmp_path / "model")
     before = files_of(model)
-    assert refused(cli(out=model), str(model))
+    assert refused(cli(out=model), str(model)) and refused(cli("--resume", out=model), str(model))
     assert files_of(model) == before
 
 
@@ -960,7 +959,7 @@ def test_ctrl_c_finishes_the_step(cli, make, toys, runs, tmp_path, place):
     run = tmp_path / "run"
     done = rows_of(run)
     assert status == 130 and "--resume" in out and 1 < len(done) < 9
-    assert json.loads(state_of(run)["rows"])[-1]["step"] == done[-1]["step"]
+    assert json.loads(state_of(run)["log"])["rows"][-1]["step"] == done[-1]["step"]
     make.run(run, resume=True)
     assert_same_run(run, runs["whole"])
 
@@ -980,7 +979,7 @@ def test_ctrl_c_in_the_last_step_or_before_the_first(cli, toys, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(er, "load_policy", kill)
         assert cli(out=tmp_path / "other")[0] == 130
-    assert not rows_of(tmp_path / "other")
+    assert not [*(tmp_path / "other").iterdir()]
 
 
 def test_a_second_ctrl_c_stops_at_once(cli, make, toys, runs, tmp_path):
@@ -1141,8 +1140,8 @@ BAD = r"""
     --model torn                              | --model torn
     --model wordless                          | --model wordless tokenizer
     --model coded                             | --model coded
-    --data nowhere.jsonl                      | nowhere.jsonl no file of that name
-    --data zero.jsonl                         | zero.jsonl empty
+    --data nowhere.jsonl                      | nowhere.jsonl Unable to find
+    --data zero.jsonl                         | zero.jsonl with rows in it
     --data prose.jsonl                        | prose.jsonl
     --data prose.json                         | prose.json json
     --data prose.parquet                      | prose.parquet parquet
@@ -1317,13 +1316,20 @@ def test_hub_data_sets(monkeypatch, name, layout, read):
     import datasets
     asked = []
 
-    def load(source, config=None, *, split=None, **keywords):
-        asked.append(f"{config}/{split}")
-        assert source == name and not keywords.get("trust_remote_code")
+    def rows(split):
+        asked.append(split)
         kind = "tr" if "train" in split else "te"
         return datasets.Dataset.from_list([dict(question=f"{kind}{n}", answer=f"so #### {n}") for n in range(50)])
+
+    class Splits(dict):
+        def __getitem__(self, split): return rows(f"{self.config}/{split}")
+
+    def load(source, config=None, **keywords):
+        assert source == name and not keywords.get("trust_remote_code")
+        splits = Splits.fromkeys(layout[config])
+        splits.config = config
+        return splits
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda source, **k: [*layout])
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source, config=None, **k: layout[config])
     monkeypatch.setattr(datasets, "load_dataset", load)
     train, test = (problems_of(name, split, eval_problems=20) for split in ("train", "test"))
     assert asked == [read["train"], read["test"]]
