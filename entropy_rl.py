@@ -6,9 +6,19 @@
     python entropy_rl.py --check-theory                   # Theorems 1 and 2, in seconds
     python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --method kl_cov    # one consumer GPU
 
-The paper is Cui et al., arXiv 2505.22617. The file reads in its order: 1 settings; 2 the reward, a verifier (2.1);
-3 problems and the built-in policy; 4 rollouts (Eq. 5); 5 advantages (Eq. 3); 6 covariance (Eq. 10), selection (Eq.
-11, 13) and losses (Eq. 4, 12, 14); 7 training; 8 the law (Eq. 6) and the theorems; 9 reports; 10 the command line.
+The paper is Cui et al., arXiv 2505.22617. The file reads in its order:
+
+    1  Settings                            Config
+    2  The reward: a verifier (2.1)        extract_answer, answers_match, math_reward
+    3  Problems, and the built-in policy   load_problems, warm_up, load_policy
+    4  Rollouts (2.1)                      sample_rollouts, response_logprobs (Eq. 5)
+    5  Advantages (Eq. 3)                  group_advantages
+    6  Covariance and losses (4.2)         token_covariance (Eq. 10), select_tokens (Eq. 11, 13),
+                                           token_losses (Eq. 4, 12, 14), policy_loss
+    7  Training and evaluation             evaluate, update, train
+    8  The law and the theorems (2.4, 3)   fit_entropy_law (Eq. 6), tabular_entropy_change (Theorems 1, 2)
+    9  Reports and pictures                report, draw, compare
+   10  Command line                        main
 
 Shapes: N responses, T response tokens, P prompts, G responses a prompt (N = P G), V vocabulary, M tokens of a batch.
 A rollout is one batch of responses; a mini-batch is one optimizer step; a micro-batch is one forward pass.
@@ -103,14 +113,14 @@ class Config:
 
     clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
     clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28; clip_cov: 1]", low=0)
-    clip_cov_ratio: float = setting((0.02, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
+    clip_cov_ratio: float = setting((0.01, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
     kl_cov_fraction: float = setting((0.1, 2e-3), "k, share penalised (Eq. 13; 7B 2e-3, 32B 2e-4)", low=0, high=1)
-    kl_cov_coef: float = setting((2.0, 1.0), "beta, weight of the penalty (Eq. 14, Fig. 12; paper: 1)", low=0)
+    kl_cov_coef: float = setting(1.0, "beta, weight of the penalty (Eq. 14, Sec. 4.3, Fig. 12)", low=0)
     kl_estimator: str = setting("abs", "penalty: |d| as the authors, d^2/2, e^d - 1 - d", choices=("abs", "k2", "k3"))
     entropy_coef: float = setting((0.1, 5e-3), "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
-    ref_kl_coef: float = setting((0.1, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
+    ref_kl_coef: float = setting((0.03, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
     eval_every: int = setting((10, 20), "rollout steps between evaluations; 0: never", low=0)
     eval_problems: int = setting((256, 200), "held-out problems", low=1, high=20_000)
@@ -505,7 +515,10 @@ def arithmetic_problems(split: str, count: int) -> list[dict]:
         text = "".join(f"{rng.randrange(10)}{rng.choice('+-*')}" for _ in range(numbers))[:-1]
         share = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10
         if split == ("test", "dev")[share] if share < 2 else split == "train":
-            problems[text] = dict(problem=text + "?", answer=str(eval(text) % 10))
+            answer = text
+            while len(answer) > 1:
+                answer = reduce_once(answer)
+            problems[text] = dict(problem=text + "?", answer=answer)
     return list(problems.values())
 
 
@@ -1260,6 +1273,8 @@ def prepare(config: Config, train: bool):
 def rollout_step(config: Config, policy: Policy, reference, optimizer, problems: list[dict], step: int) -> dict:
     """Sample, reward, update (Sec. 4.3): one row of metrics.jsonl. Step 0 only looks, at the problems of step 1."""
     begun, device, size = time.perf_counter(), policy.model.device, config.prompts
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     epoch, place = divmod(max(step - 1, 0), len(problems) // size)
     order = torch.randperm(len(problems), generator=seeded("cpu", config.seed, epoch, "data")).tolist()
     batch = [problems[i] for i in order[place * size:(place + 1) * size]]
