@@ -244,74 +244,70 @@ def extract_answer(text):
 # Step 1: one plain notation for every spelling: tokens parted by spaces. Sets are ⦃ ⦄, matrices ⟦ ⟧ with rows ended
 # by ¶; a comma joins answers ("and", "or", the union sign); words and units stand in "quotes", other letters are
 # variables, functions or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
-_FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan exp".split()} | {
-    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
-    "secant": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z),
-    "abs": abs, "frac": operator.truediv,
-    "binom": lambda n, k: _combine("!", n, 0) / (_combine("!", k, 0) * _combine("!", n - k, 0))}
-_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
-_KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
-_PLAIN = {word: plain for plain, words in {
-    "": r"\left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \mathbf \mathbin \angle \!",
-    " ": r"~ \( \) \[ \] \, \: \; \> \quad \qquad", "$": r"\$", "¶": "\\\\", "-": "− – ⁻", "*": r"\cdot \times × · ⋅",
-    "/": r"\div ÷ per", "±": r"\pm", "=": r"\in ∈", "≈": r"\approx", "∞": r"\infty infinity", "...": r"\ldots \dots",
-    "≤": r"\le \leq \leqslant", "≥": r"\ge \geq \geqslant", "<": r"\lt", ">": r"\gt", ",": r"\cup ∪ ; and or",
-    "⦃": r"\{ \lbrace", "⦄": r"\} \rbrace", "(": r"\langle ⟨", ")": r"\rangle ⟩", "|": r"\| \vert \lvert \rvert",
-    "\\text": r"\textbf \textit \textrm \mathrm \mathit \mbox \hbox", " frac ": r"\dfrac \tfrac \cfrac", "10": "ten",
-    "\\sqrt ": "√", " binom ": r"\dbinom \tbinom", " secant ": r"\sec", " log ": r"\lg", "\\overline": r"\bar \dot",
-    "∅": r"\emptyset \varnothing", "≠": r"\ne \neq", "°": r"\circ \degree degree º", "\\mathbb R": "ℝ", ":": "to",
-    '"%"': "percent", '"$"': "dollar usd", '"€"': "euro", '"£"': "pound", '"square"': "sq", '"inch"': "in inche",
-    '"cm"': "centimeter", '"km"': "kilometer", '"m"': "meter", '"foot"': "feet ft", '"mile" / "h"': "mph",
-    '"h"': "hour", '"s"': "sec second", '"min"': "min minute", "*12": "dozen", "*10^2": "hundred",
-    "*10^3": "thousand", "*10^6": "million", "*10^9": "billion", "*10^12": "trillion"}.items()
-    for word in words.split()} | {word: f'"{word}"' for word in "cm mm km kg am pm ye no odd sinh cosh".split()} | {
-    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())} | {
-    f"\\{name}": f" {name} " for name in _KNOWN.split("|")} | {"\\ ": " ", '"': " "}
-_SYMBOLS = str.maketrans({spelling: plain for spelling, plain in _PLAIN.items() if not re.match(r"\w|\\.", spelling)})
+_FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a"))
+              for name in "sin cos tan arcsin arccos arctan exp".split()} | {
+    "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": operator.truediv, "sec": lambda z: 1 / cmath.cos(z),
+    "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
+_CONSTANTS = {"pi": complex(math.pi), "π": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
+_NAME = "|".join([*_FUNCTIONS, "sqrt", "pi", "[A-Za-z]"])
+_GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigmaf sigma tau "
+          "upsilon phi chi psi omega").split()
+_PLAIN = {f"\\{name}": chr(945 + index) for index, name in enumerate(_GREEK)} | {
+    f"\\{name.title()}": chr(913 + index) for index, name in enumerate(_GREEK)} | {
+    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {
+    word: f'"{word}"' for word in "cm mm km kg ft am pm yes no odd".split()} | {
+    f"\\{name}": name for name in [*_FUNCTIONS, "sqrt"]} | {"\\ ": " ", "\\text": "\\text"} | {
+    spelling: plain for plain, spellings in {
+        "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \!", "¶": "\\\\",
+        " ": r"$ ~ \( \) \[ \] \, \: \; \quad \qquad", "-": "− –", "*": r"\cdot \times × · ⋅", "/": r"\div ÷ per",
+        "^": "**", "±": r"\pm", "=": r"\in ∈", "≈": r"\approx", "∞": r"\infty infinity", "...": r"\ldots \dots",
+        "≤": r"<= \le \leq \leqslant", "≥": r">= \ge \geq \geqslant", "<": r"\lt", ">": r"\gt", ",": r"\cup ∪ ; and or",
+        "⦃": r"\{ \lbrace", "⦄": r"\} \rbrace", "(": r"\langle ⟨", ")": r"\rangle ⟩", "|": r"\vert \lvert \rvert",
+        "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "log": r"\lg", "\\overline": r"\bar \dot",
+        "∅": r"\emptyset \varnothing", "≠": r"\ne \neq", "°": r"\circ \degree degree", ":": "to", '"$"': r"\$ dollar",
+        '"%"': r"\% % percent", '"inch"': "in inche", '"cm"': "centimeter", '"m"': "meter", '"foot"': "feet ft",
+        '"h"': "hour", '"s"': "second", '"min"': "min minute", '"square"': "sq"}.items() for spelling in spellings.split()}
 
 
-def _word(match):
-    """A run of letters is in the table, or a word (quoted letters are), or a product of names and variables."""
-    word = re.sub("(?<=[^us])s$", "", match[0].strip('"').lower())
-    if word in _PLAIN:
-        return f" {_PLAIN[word]} "
-    if match[0][0] != '"' and (len(match[0]) <= 3 or re.fullmatch(f"[a-z]?({_KNOWN})[a-zA-Z]?", match[0])):
-        return " ".join(re.findall(f"{_KNOWN}|.", match[0]))
-    return match[0] if match[0][0] == "\\" or len(word) == 1 else f' "{word}" '
+def _plain(match):
+    """A macro, a sign or a run of letters: from the table, else a word (quoted), else a product of names."""
+    token = match[0].strip('"')
+    for word in (token, token.lower(), re.sub("(?<=[^us])s$", "", token.lower())):
+        if word in _PLAIN:
+            return f" {_PLAIN[word]} " if _PLAIN[word] else ""
+    if len(token) == 1 or not token.isalpha():
+        return match[0]
+    if match[0] == token and re.fullmatch(f"(?:{_NAME}){{1,3}}", token):
+        return f" {' '.join(re.findall(_NAME, token))} "
+    return f' "{word}" '
 
 
-_GREEK = [unicodedata.name(chr(code)).split()[-1].lower().replace("lamda", "lambda") for code in range(945, 970)]
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\s+|(?<!\\)(?:\$|\\$)", " "), (r"\\?%", ' "%" '), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
-    ("[α-ω]", lambda char: f"\\{_GREEK[ord(char[0]) - 945]} "), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""),
-    ("[Α-Ω]", lambda char: f"\\{_GREEK[ord(char[0]) - 913].title()} "), (r"\\mathbb ?\{?R\}?", "(-∞,∞)"),
-    (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"), (r"\{,\}", "."), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"),
-    (r"\\([A-Za-z]+|.)", lambda macro: _PLAIN.get(macro[0], macro[0])), (r"\^ ?(?:°|\{ ?° ?\})", "°"),
-    (r"\\begin ?\{(?!v|V)\w*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"(?:¶ ?)?\\end ?\{(?!v|V)\w*(?:matrix|array)\}", "⟧"), (r"(?i)\b([ap])\.\s?m\b\.?", r"\1m"),
-    (r"(sin|cos|tan) *\^ ?\{-1\}", r"arc\1"), (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"), (r"([0-9].*)≈.*", r"\1"),
-    ("≈", "="), (r"^([^=]*[0-9)][^=]*)= ?([A-Za-z])$", r"\2=\1"),
-    (r"\\text ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", "⟧"),
+    (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
+     lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\w\s]', _plain), (r"\s+", " "),
+    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"),
+    (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"), (r"([0-9].*)≈.*", r"\1"),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
-     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9}\.\.\.", r"\1\\overline{\2}"),
-    (r'([$€£]) ?([^$€£,=)\]⦄]*?)(?=\.? *(?:[$€£,=)\]⦄]|$))', r'\2 "\1"'),               # $5 is 5 $
-    (r"([0-9]*\.([0-9]*))\\overline ?\{([0-9]+)\}",                                     # 0.1 and 6/90
+     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r"\1\\overline{\2}"),
+    (r"([0-9]*\.([0-9]*)) *\\overline ?\{([0-9]+)\}",                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
-    (r"^ ?([0-9]+) ?\+ +([0-9]+⁄[0-9]+) ?$", r"\1 \2"), (r'"[^"]*"|\\?[A-Za-z]{2,}', _word),
+    (r"^ *([0-9]+) ?\+ +([0-9]+⁄[0-9]+) ?$", r"\1 \2"),
     (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
     (r"((?:sin|cos|tan|sec|csc|cot).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
-    (r'"degree" *"?([CF])\b"?', r'"degree\1"'), (r'"square" +("[^"]*")', r"\1^2"), (r'"cubic" +("[^"]*")', r"\1^3"))]
+    (r'"square" +("[^"]*")', r"\1^2"))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|\\[A-Za-z]+|
-    [a-z]{2,}|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:(?:E-?[0-9]|e[0-9]|[eE][-+]?[0-9]{2})[0-9]{0,1}(?![0-9]))?|
-    [A-Za-z](?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
+    [a-z]{2,}|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
 @lru_cache(maxsize=1024)
 def _normalise(text):
     text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", re.sub("[⁻⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip("* ")))
-    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS))
+    text = unicodedata.normalize("NFKC", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
@@ -324,7 +320,7 @@ def _normalise(text):
 _BINDING = dict(zip("!^*/+-:=<>≤≥&¶,", (9, 8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1, 1)))
 _PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
-_VARIABLE = re.compile(rf"\\(?:var)?(?i:{'|'.join(_GREEK)}|ell)|∞|[A-Za-df-hj-z]|\"(?![ei]\").*|[A-Za-z][_'].*")
+_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ορ-ω]|\"(?![ei]\").*|[A-Za-zΑ-ω][_'].*")
 
 
 def _need(condition):
@@ -375,7 +371,7 @@ def _evaluate(tokens, point):
             entries = _entries(value, "¶" if token == "⟦" else ",")
             several = token == "⟦" or token in "([" and len(entries) > 1        # a column is a point
             return ("()" if token == "⟦" else pair, *entries) if several else value
-        if token in ("frac", "binom"):
+        if token == "frac":
             return _FUNCTIONS[token](operand(), operand())
         base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
         argument = operand() if tokens[-1] in "([{" or token == "sqrt" else parse(_ARGUMENT)
@@ -446,9 +442,9 @@ def _same(prediction, gold):
 _STATED = re.compile(r"(?:^|(?<=, ))((?:\( [^()0-9]*\) |(?<=[fghPE] )\( [0-9]+ \) |⟦ [^⟧0-9]*⟧ |\^ \{ - 1 \} |"
                      r"(?!\\not |\"(?:not?|never)\")[^-0-9=,()⟦⟧<>≤≥≠? ]\S* )+)= (?!\1)")     # the names in "x = 1"
 _WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
-_UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{⦃⟦"^|]|$)')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{⦃⟦"^|]|$)')
 _NO_UNIT = re.compile(r'"(?:not?|never|except|but|wrong|than|more|less|least|most|plus|minus|hal[fv]e?|third|so|'
-                      r'double|\w*(?:[dfhrx]|[ei]n|ion)th|squared|cubed|factorial|repeating|cosine)"|"base(?!10")')
+                      r'squared|cubed|dozen|hundred|thousand|\w+illion|\w*(?:[dfhrx]|[ei]n|ion)th)"|"base(?!10")')
 _WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] [(\[]")
 
 
@@ -470,7 +466,6 @@ def answers_match(prediction, gold):
     if "," not in gold:             # "12, 650" is a list, unless one answer is asked for
         prediction = re.sub(r"(?<=[0-9]),(?:\\?\s|\\[,;:])+(?=[0-9]{3}(?![0-9]))", ",", prediction)
     other = prediction if "," not in gold else re.sub("(?<=[0-9]),(?=[0-9])", ", ", prediction)
-    other = re.sub("(?<=[0-9])e(?=-[0-9])", "E", other)         # not Euler's number
     prediction = _normalise(prediction)
     words, answer = [re.sub('["{} ]', "", text.casefold()).strip("()") for text in (prediction, gold)]
     if answer and (prediction == gold or words == answer and any(map(_WORDS.fullmatch, (prediction, gold)))):
@@ -487,7 +482,7 @@ def answers_match(prediction, gold):
     unit, gold_unit = [" ".join(_UNIT.findall(text)) for text in (prediction, gold)]
     if '"%"' in unit + gold_unit:
         forms += [[text.replace('"%"', "/ 100") for text in form] for form in forms]
-    if not (unit and gold_unit or _NO_UNIT.search(unit + gold_unit.replace('"base', ""))):
+    if not (unit and gold_unit and unit.strip() != gold_unit.strip() or _NO_UNIT.search(unit + gold_unit.replace('"base', ""))):
         forms += [[_UNIT.sub("", text) for text in form] for form in forms]
     for form in forms:
         (values, golds), worked = map(_read, form), [bool(_WORKED.search(text)) for text in form]
