@@ -49,6 +49,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import lru_cache
+from html.entities import html5
 from pathlib import Path
 from statistics import fmean
 
@@ -223,16 +224,14 @@ def extract_answer(text):
     if not isinstance(text, str):
         return None
     text = text.rpartition("</think>")[2].partition("<think>")[0][-300000:]
-    start, end, opened = 0, 0, []
+    box, opened = (0, 0), []
     for token in re.finditer(r"(?s)\\(?:boxed|fbox)\s*\{|\\.|[{}]", text):
-        if token[0][-1] == "{" and token[0] != r"\{":
-            opened.append(token.end() if len(token[0]) > 1 else 0)
-        elif token[0] == "}" and opened:
-            begin = opened.pop()
-            if begin > start:
-                start, end = begin, token.start()
-    if start:
-        return text[start:end].strip()
+        if token[0] == "}" and opened:
+            box = max(box, (opened.pop(), token.start()))
+        elif len(token[0]) != 2 and token[0] != "}":            # \{ and \} are text
+            opened.append(token.end() if token[0] != "{" else 0)
+    if box[0]:
+        return text[slice(*box)].strip()
     for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)", r"(?m)####([^A-Za-z#\n]*[0-9][^\w#\n]*)$",
                     r"(?is)\A.*answer(?: is|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n)"):
         if found := re.findall(pattern, text):
@@ -244,40 +243,36 @@ def extract_answer(text):
 # Step 1: one plain notation for every spelling: tokens parted by spaces. Sets are ⦃ ⦄, matrices ⟦ ⟧ with rows ended
 # by ¶; a comma joins answers ("and", "or", the union sign); words and units stand in "quotes", other letters are
 # variables, functions or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
-_FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a"))
-              for name in "sin cos tan arcsin arccos arctan exp".split()} | {
-    "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": operator.truediv, "sec": lambda z: 1 / cmath.cos(z),
-    "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
-_CONSTANTS = {"pi": complex(math.pi), "π": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
-_NAME = "|".join([*_FUNCTIONS, "sqrt", "pi", "[A-Za-z]"])
-_GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigmaf sigma tau "
-          "upsilon phi chi psi omega").split()
-_PLAIN = {f"\\{name}": chr(945 + index) for index, name in enumerate(_GREEK)} | {
-    f"\\{name.title()}": chr(913 + index) for index, name in enumerate(_GREEK)} | {
-    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {
-    word: f'"{word}"' for word in "cm mm km kg ft am pm yes no odd".split()} | {
-    f"\\{name}": name for name in [*_FUNCTIONS, "sqrt"]} | {"\\ ": " ", "\\text": "\\text"} | {
-    spelling: plain for plain, spellings in {
-        "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \angle \!", "¶": "\\\\",
-        " ": r"$ ~ \( \) \[ \] \, \: \; \quad \qquad", "-": "− –", "*": r"\cdot \times × · ⋅", "/": r"\div ÷ per",
-        "^": "**", "±": r"\pm", "=": r"\in ∈", "≈": r"\approx", "∞": r"\infty infinity", "...": r"\ldots \dots",
-        "≤": r"<= \le \leq \leqslant", "≥": r">= \ge \geq \geqslant", "<": r"\lt", ">": r"\gt", ",": r"\cup ∪ ; and or",
-        "⦃": r"\{ \lbrace", "⦄": r"\} \rbrace", "(": r"\langle ⟨", ")": r"\rangle ⟩", "|": r"\vert \lvert \rvert",
-        "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "log": r"\lg", "\\overline": r"\bar \dot",
-        "∅": r"\emptyset \varnothing", "≠": r"\ne \neq", "°": r"\circ \degree degree", ":": "to", '"$"': r"\$ dollar",
-        '"%"': r"\% % percent", '"inch"': "in inche", '"cm"': "centimeter", '"m"': "meter", '"foot"': "feet ft",
-        '"h"': "hour", '"s"': "second", '"min"': "min minute", '"square"': "sq"}.items() for spelling in spellings.split()}
+_FUNCTIONS = {
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin, "arccos": cmath.acos, "exp": cmath.exp,
+    "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": operator.truediv, "sqrt": None,
+    "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
+_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
+_NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
+_PLAIN = {spelling: plain for plain, spellings in {
+    "": r"\left \right \big \Big \displaystyle \textstyle \angle \!", " ": r"$ ~ \( \) \[ \] \, \: \; \quad", "$": r"\$",
+    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈", "∞": r"\infty infinity", "...": r"\ldots \dots",
+    "≤": "<= ⩽", "≥": ">= ⩾", ",": "∪ ; and or", "⦃": r"\{ \lbrace", "⦄": r"\} \rbrace", "(": "⟨", ")": "⟩",
+    "|": r"\lvert \rvert", "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "log": r"\lg", '"overline"': r"\bar \dot",
+    "pi": "π", "≠": r"\neq", "¶": "\\\\", "°": r"\circ \degree degree", ":": "to", '"$"': r"\$ dollar",
+    '"%"': r"\% % percent", '"inch"': "in inche", '"cm"': "centimeter", '"m"': "meter", '"foot"': "feet ft",
+    '"h"': "hour", '"s"': "second", '"min"': "minute", '"square"': "sq"}.items() for spelling in spellings.split()} | {
+    word: f'"{word}"' for word in "cm mm km kg am pm yes no odd min".split()} | {"\\ ": " "} | {
+    name: str(digit) for digit, name in enumerate("zero one two three four five six seven eight nine ten".split())}
 
 
 def _plain(match):
-    """A macro, a sign or a run of letters: from the table, else a word (quoted), else a product of names."""
+    """A sign, a macro or a word: from the table, else (many a macro) HTML's character of the same name, else a product
+    of names if it is short, else a word: quoted, in lower case, without the s of the plural."""
     token = match[0].strip('"')
+    if token[0] == "\\" and token not in _PLAIN:
+        token = html5.get(token[1:] + ";", token[1:])
     for word in (token, token.lower(), re.sub("(?<=[^us])s$", "", token.lower())):
         if word in _PLAIN:
             return f" {_PLAIN[word]} " if _PLAIN[word] else ""
     if len(token) == 1 or not token.isalpha():
-        return match[0]
-    if match[0] == token and re.fullmatch(f"(?:{_NAME}){{1,3}}", token):
+        return match[0] if match[0][0] == '"' else token
+    if match[0][0] != '"' and re.fullmatch(f"({_NAME}){{1,3}}", token):
         return f" {' '.join(re.findall(_NAME, token))} "
     return f' "{word}" '
 
@@ -287,20 +282,20 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", "⟧"),
     (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
      lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\w\s]', _plain), (r"\s+", " "),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\s\w]|π', _plain), (r"\s+", " "),
     (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"),
     (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"), (r"([0-9].*)≈.*", r"\1"),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
-     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r"\1\\overline{\2}"),
-    (r"([0-9]*\.([0-9]*)) *\\overline ?\{([0-9]+)\}",                                     # 0.1 and 6/90
+     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
+    (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
     (r"^ *([0-9]+) ?\+ +([0-9]+⁄[0-9]+) ?$", r"\1 \2"),
     (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
     (r"((?:sin|cos|tan|sec|csc|cot).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
     (r'"square" +("[^"]*")', r"\1^2"))]
-_TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|\\[A-Za-z]+|
-    [a-z]{2,}|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
+_TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
+    (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
@@ -320,7 +315,7 @@ def _normalise(text):
 _BINDING = dict(zip("^*/+-:=<>≤≥&¶,", (8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1, 1)))
 _PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
-_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ορ-ω]|\"(?![ei]\").*|[A-Za-zΑ-ω][_'].*")
+_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei]\").*|[A-Za-zΑ-ϵ][_'].*")
 
 
 def _entries(value, kind):
