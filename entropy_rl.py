@@ -240,25 +240,25 @@ def extract_answer(text):
     ### END SOLUTION
 
 
-# Step 1: one plain notation for every spelling: tokens parted by spaces. Sets are ⦃ ⦄, matrices ⟦ ⟧ with rows ended
-# by ¶; a comma joins answers ("and", "or", the union sign); words and units stand in "quotes", other letters are
-# variables, functions or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
+# Step 1: one plain notation for every spelling: tokens parted by spaces. A comma joins answers ("and", "or",
+# the union sign) and the rows of a matrix; words and units stand in "quotes", other letters are variables, functions
+# or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
 _FUNCTIONS = {
-    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin, "arccos": cmath.acos, "exp": cmath.exp,
-    "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": operator.truediv, "sqrt": None,
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin, "arccos": cmath.acos,
+    "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None,
     "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
 _CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
-    "": r"\left \right \big \Big \displaystyle \textstyle \angle \!", " ": r"$ ~ \( \) \[ \] \, \: \; \quad", "$": r"\$",
-    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈", "∞": r"\infty infinity", "...": r"\ldots \dots",
-    "≤": "<= ⩽", "≥": ">= ⩾", ",": "∪ ; and or", "⦃": r"\{ \lbrace", "⦄": r"\} \rbrace", "(": "⟨", ")": "⟩",
-    "|": r"\lvert \rvert", "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "log": r"\lg", '"overline"': r"\bar \dot",
-    "pi": "π", "≠": r"\neq", "¶": "\\\\", "°": r"\circ \degree degree", ":": "to", '"$"': r"\$ dollar",
-    '"%"': r"\% % percent", '"inch"': "in inche", '"cm"': "centimeter", '"m"': "meter", '"foot"': "feet ft",
-    '"h"': "hour", '"s"': "second", '"min"': "minute", '"square"': "sq"}.items() for spelling in spellings.split()} | {
-    word: f'"{word}"' for word in "cm mm km kg am pm yes no odd min".split()} | {"\\ ": " "} | {
-    name: str(digit) for digit, name in enumerate("zero one two three four five six seven eight nine ten".split())}
+    "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
+    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾", "≠": r"\neq",
+    ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "|": r"\lvert \rvert", "°": r"\circ", "pi": "π",
+    "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "log": r"\lg", "...": r"\ldots \dots",
+    '"overline"': r"\bar \dot", '"$"': r"\$ dollar", '"%"': r"% percent", '"inch"': "in inche", '"foot"': "feet ft",
+    '"cm"': "centimeter", '"m"': "meter", '"h"': "hour", '"s"': "second", '"min"': "minute", '"square"': "sq",
+    }.items() for spelling in spellings.split()} | {
+    word: f'"{word}"' for word in "cm mm km kg am pm yes no odd min".split()} | {
+    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 
 
 def _plain(match):
@@ -267,32 +267,29 @@ def _plain(match):
     token = match[0].strip('"')
     if token[0] == "\\" and token not in _PLAIN:
         token = html5.get(token[1:] + ";", token[1:])
-    for word in (token, token.lower(), re.sub("(?<=[^us])s$", "", token.lower())):
-        if word in _PLAIN:
-            return f" {_PLAIN[word]} " if _PLAIN[word] else ""
-    if len(token) == 1 or not token.isalpha():
-        return match[0] if match[0][0] == '"' else token
-    if match[0][0] != '"' and re.fullmatch(f"({_NAME}){{1,3}}", token):
-        return f" {' '.join(re.findall(_NAME, token))} "
-    return f' "{word}" '
+    word = re.sub("(?<=..[^us])s$", "", token.lower())
+    if token in _PLAIN or word in _PLAIN:
+        return f" {_PLAIN.get(token, _PLAIN.get(word))} "
+    names = re.findall(_NAME, token)
+    if match[0][0] == '"' or len(names) > 3:
+        return f' "{word if len(token) > 1 else token}" '
+    return f" {' '.join(names)} " if names and len(token) > 1 else token
 
 
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
-    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", "⟧"),
-    (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
+    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
      lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\s\w]|π', _plain), (r"\s+", " "),
     (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"), (r"([0-9].*)≈.*", r"\1"),
-    (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
+    (r"([0-9].*)≈.*", r"\1"),
+    (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
      lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
-    (r"^ *([0-9]+) ?\+ +([0-9]+⁄[0-9]+) ?$", r"\1 \2"),
     (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
-    (r"((?:sin|cos|tan|sec|csc|cot).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
+    (r"(.*(?:sin|cos|tan|sec|csc|cot).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
     (r'"square" +("[^"]*")', r"\1^2"))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
@@ -312,7 +309,7 @@ def _normalise(text):
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
 # float; a word; or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row), "=", brackets like "[)".
-_BINDING = dict(zip("^*/+-:=<>≤≥&¶,", (8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1, 1)))
+_BINDING = dict(zip("^*/+-:=<>≤≥&,", (8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1)))
 _PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
 _VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei]\").*|[A-Za-zΑ-ϵ][_'].*")
@@ -323,7 +320,7 @@ def _entries(value, kind):
 
 
 def _combine(token, left, right):
-    if token in ",:&¶":
+    if token in ",:&":
         return (token, *_entries(left, token), *_entries(right, token))
     if token in ">≥":
         token, left, right = "<≤"[token == "≥"], right, left
@@ -351,23 +348,23 @@ def _evaluate(tokens, point):
             return _CONSTANTS[token.strip('"')]
         if token in "+-":
             return parse(_PREFIX) * (-1 if token == "-" else 1)
-        if token in "([{⦃⟦":
+        if token in "([{":
             value, pair = parse(), token + tokens.pop()
-            entries = _entries(value, "¶" if token == "⟦" else ",")
-            several = token == "⟦" or token in "([" and len(entries) > 1        # a column is a point
-            return ("()" if token == "⟦" else pair, *entries) if several else value
+            several = token != "{" and isinstance(value, tuple) and value[0] == ","         # a set is a list
+            return (pair, *value[1:]) if several else value
         if token == "frac":
             return operand() / operand()
-        base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
-        argument = operand() if tokens[-1] in "([{" or token == "sqrt" else parse(_ARGUMENT)
         if token == "sqrt":
-            return _combine("^", argument, 1 / (base or Fraction(2)))
+            root = operand() if tokens[-1] == "[" else Fraction(2)
+            return _combine("^", operand(), 1 / root)
+        base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
+        argument = operand() if tokens[-1] in "([{" else parse(_ARGUMENT)
         return (_FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1)) ** (power or 1)
 
     def parse(binding=0):
         """The value up to an operator that does not bind tighter than `binding`, or a closing bracket."""
         left = operand()
-        while tokens and tokens[-1] not in ")]}⦄⟧":
+        while tokens and tokens[-1] not in ")]}":
             token = tokens[-1]
             product = _PREFIX if binding == _ARGUMENT and token not in _FUNCTIONS else _PRODUCT
             strength = _BINDING.get(token, product)
@@ -385,8 +382,7 @@ def _evaluate(tokens, point):
 def _read(text):
     """The value at each sample point where there is one (the only point is None if there are no variables)."""
     text = text.replace('" "', "_")             # adjacent words are one
-    unreadable = re.search(r'\w\w" [\w\\(\[{⦃⟦]|⦄ ,|, ⦃', text)             # a word as operator, a list of sets
-    if unreadable or text.count("±") > 3 or text.count(" ") >= _MAX_TOKENS:
+    if re.search(r'\w\w" [\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= _MAX_TOKENS:
         return {}
     if "±" in text:                 # the list of the answers for both signs
         plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
@@ -427,9 +423,9 @@ _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*|"(?!not)[^"]*"|\( [^()0-
 _WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
 _UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|than|more|less|plus|minus|hal[fv]e?|third|'
                    r'squared|cubed|dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"'
-                   r'(?: \^ [23])?)+(?= [^\w\\(\[{⦃⟦"^|]|$)')
+                   r'(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')
-_WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] [(\[]")
+_WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[])")
 
 
 def answers_match(prediction, gold):
@@ -463,7 +459,7 @@ def answers_match(prediction, gold):
         forms += [[_UNIT.sub("", text) for text in form] for form in forms]
     for text, answer in forms:
         values, golds = _read(text), _read(answer)
-        points = () if _NUMBER.fullmatch(answer) and _WORKED.search(text) else values.keys() & golds
+        points = () if _NUMBER.fullmatch(answer) and _WORKED.match(text) else values.keys() & golds
         with contextlib.suppress(OverflowError):
             if answer and text == answer or points and all(_same(values[point], golds[point]) for point in points):
                 return True
