@@ -247,7 +247,7 @@ _FUNCTIONS = {
     "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin, "arccos": cmath.acos,
     "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None,
     "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
-_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
+_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180), "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
     "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
@@ -310,26 +310,21 @@ def _normalise(text):
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
 # float; a word; or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row), "=", brackets like "[)".
 _BINDING = dict(zip("^*/+-:=<>≤≥&,", (8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1)))
-_PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
-_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei]\").*|[A-Za-zΑ-ϵ][_'].*")
-
-
-def _entries(value, kind):
-    return value[1:] if isinstance(value, tuple) and value[0] == kind else (value,)
+_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
 
 
 def _combine(token, left, right):
     if token in ",:&":
-        return (token, *_entries(left, token), *_entries(right, token))
+        parts = [value[1:] if isinstance(value, tuple) and value[0] == token else (value,) for value in (left, right)]
+        return (token, *parts[0], *parts[1])
     if token in ">≥":
         token, left, right = "<≤"[token == "≥"], right, left
-    bits, more = [(value.numerator * value.denominator).bit_length() if isinstance(value, Fraction) else 0
-                  for value in (left, right)]
-    if isinstance(left, tuple) or (bits * abs(right) if token == "^" else bits + more) > _MAX_BITS:
-        raise ValueError("no number, or beyond the bounds")
-    if token == "^" and bits and more and left < 0 and right.denominator % 2:       # the cube root of -8 is -2
-        return (-1) ** (right.numerator % 2) * (-left) ** right
+    bits = sum((value.numerator * value.denominator).bit_length() for value in (left, right) if type(value) is Fraction)
+    if isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > _MAX_BITS:
+        raise ValueError("no number, or too large a one")
+    if token == "^" and type(left) is type(right) is Fraction and left < 0 and right.denominator % 2:
+        return (-1) ** (right.numerator % 2) * (-left) ** right                     # the cube root of -8 is -2
     value = _OPERATORS.get(token, operator.mul)(left, right)
     return (token, value) if token in "=<≤" else value      # of a relation, the difference of the sides counts
 
@@ -347,7 +342,7 @@ def _evaluate(tokens, point):
         if token.strip('"') in _CONSTANTS:
             return _CONSTANTS[token.strip('"')]
         if token in "+-":
-            return parse(_PREFIX) * (-1 if token == "-" else 1)
+            return parse(7) * (-1 if token == "-" else 1)
         if token in "([{":
             value, pair = parse(), token + tokens.pop()
             several = token != "{" and isinstance(value, tuple) and value[0] == ","         # a set is a list
@@ -358,7 +353,7 @@ def _evaluate(tokens, point):
             root = operand() if tokens[-1] == "[" else Fraction(2)
             return _combine("^", operand(), 1 / root)
         base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
-        argument = operand() if tokens[-1] in "([{" else parse(_ARGUMENT)
+        argument = operand() if tokens[-1] in "([{" else parse(6.5)
         return (_FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1)) ** (power or 1)
 
     def parse(binding=0):
@@ -366,8 +361,7 @@ def _evaluate(tokens, point):
         left = operand()
         while tokens and tokens[-1] not in ")]}":
             token = tokens[-1]
-            product = _PREFIX if binding == _ARGUMENT and token not in _FUNCTIONS else _PRODUCT
-            strength = _BINDING.get(token, product)
+            strength = _BINDING.get(token, 7 if binding == 6.5 and token not in _FUNCTIONS else 6)      # \sin 2x \cos y
             if strength <= binding or token[0] in ".0123456789" and "/" not in token:       # "2 3" is no product
                 break
             if token in _BINDING:
@@ -386,8 +380,7 @@ def _read(text):
         return {}
     if "±" in text:                 # the list of the answers for both signs
         plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
-        return {point: (",", *dict.fromkeys(_entries(plus[point], ",") + _entries(minus[point], ",")))
-                for point in plus.keys() & minus}
+        return {point: tuple(dict.fromkeys(_combine(",", plus[point], minus[point]))) for point in plus.keys() & minus}
     values, scale = {}, None
     for point in range(5) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
         tokens = text.split()[::-1]
@@ -453,8 +446,6 @@ def answers_match(prediction, gold):
     if len(gold_names) < 2 and (not names or not gold_names or names == gold_names):
         forms += [[_STATED.sub("", text) for text in form] for form in forms]
     unit, gold_unit = [" ".join(_UNIT.findall(text)).strip() for text in (texts[0], gold)]
-    if '"%"' in unit + gold_unit:
-        forms += [[text.replace('"%"', "/ 100") for text in form] for form in forms]
     if unit in ("", gold_unit) or not gold_unit and not re.search('"base(?!10")', unit):
         forms += [[_UNIT.sub("", text) for text in form] for form in forms]
     for text, answer in forms:
