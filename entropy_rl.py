@@ -262,18 +262,16 @@ _PLAIN = {spelling: plain for plain, spellings in {
 
 
 def _plain(match):
-    """A sign, a macro or a word: from the table, else (many a macro) HTML's character of the same name, else a product
-    of names if it is short, else a word: quoted, in lower case, without the s of the plural."""
+    """A sign, macro or word by the table, by HTML's character of that name, as names if short, else in "quotes"."""
     token = match[0].strip('"')
     if token[0] == "\\" and token not in _PLAIN:
         token = html5.get(token[1:] + ";", token[1:])
-    word = re.sub("(?<=..[^us])s$", "", token.lower())
-    if token in _PLAIN or word in _PLAIN:
-        return f" {_PLAIN.get(token, _PLAIN.get(word))} "
-    names = re.findall(_NAME, token)
-    if match[0][0] == '"' or len(names) > 3:
-        return f' "{word if len(token) > 1 else token}" '
-    return f" {' '.join(names)} " if names and len(token) > 1 else token
+    word = re.sub("(?<=..[^us])s$", "", token.lower()) if len(token) > 1 else token
+    plain = _PLAIN.get(token, _PLAIN.get(word))
+    if plain is None:
+        names = re.findall(_NAME, token)
+        plain = f'"{word}"' if match[0][0] == '"' or len(names) > 3 else " ".join(names) or token
+    return plain if len(plain) == 1 else f" {plain} "
 
 
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
@@ -293,13 +291,12 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'"square" +("[^"]*")', r"\1^2"))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-_MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
 
 
 @lru_cache(maxsize=1024)
 def _normalise(text):
-    text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", re.sub("[⁻⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip("* ")))
-    text = unicodedata.normalize("NFKC", text)
+    text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text.strip("* "))
+    text = unicodedata.normalize("NFKC", re.sub("[⁻⁰¹²³⁴-⁹]+", r"^{\g<0>}", text))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
@@ -321,10 +318,8 @@ def _combine(token, left, right):
     if token in ">≥":
         token, left, right = "<≤"[token == "≥"], right, left
     bits = sum((value.numerator * value.denominator).bit_length() for value in (left, right) if type(value) is Fraction)
-    if isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > _MAX_BITS:
+    if isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 20000:
         raise ValueError("no number, or too large a one")
-    if token == "^" and type(left) is type(right) is Fraction and left < 0 and right.denominator % 2:
-        return (-1) ** (right.numerator % 2) * (-left) ** right                     # the cube root of -8 is -2
     value = _OPERATORS.get(token, operator.mul)(left, right)
     return (token, value) if token in "=<≤" else value      # of a relation, the difference of the sides counts
 
@@ -375,8 +370,7 @@ def _evaluate(tokens, point):
 @lru_cache(maxsize=1024)
 def _read(text):
     """The value at each sample point where there is one (the only point is None if there are no variables)."""
-    text = text.replace('" "', "_")             # adjacent words are one
-    if re.search(r'\w\w" [\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= _MAX_TOKENS:
+    if re.search(r'" ["\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= 200:
         return {}
     if "±" in text:                 # the list of the answers for both signs
         plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
@@ -386,25 +380,21 @@ def _read(text):
         tokens = text.split()[::-1]
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
             value = _evaluate(tokens, point)
-            real = point is None or "i" in text.split() or not isinstance(value, complex) or abs(value.imag) < 1e-9
             if isinstance(value, tuple) and value[0] in "=<≤" and value[1]:     # relations may be scaled
                 scale = scale or (value[1] if value[0] == "=" else abs(value[1]))
                 value = value[0], value[1] / scale
-            if real and not tokens:                     # variables are real
+            if not tokens:
                 values[point] = value
     return values
 
 
 # Step 3: one comparison of values: floats to 1e-10, and a float equals a fraction only if that is a simple one.
 def _same(prediction, gold):
-    if isinstance(prediction, tuple) and isinstance(gold, tuple):
-        rest = list(gold)
-        for item in prediction:     # the kind comes first, and the order counts, except in a list
-            places = [index for index, other in enumerate(rest if gold[0] == "," else rest[:1]) if _same(item, other)]
-            if not places:
-                return False
-            del rest[places[0]]
-        return not rest
+    if isinstance(prediction, tuple) and isinstance(gold, tuple) and len(prediction) == len(gold):
+        if gold[0] != ",":
+            return all(map(_same, prediction, gold))
+        return all(sum(_same(item, other) for other in prediction) == sum(_same(item, other) for other in gold)
+                   for item in gold)                # in any order, each as often as in the gold
     kinds = {type(prediction), type(gold)}
     if kinds == {Fraction} or kinds & {tuple, str}:
         return prediction == gold
@@ -433,7 +423,7 @@ def answers_match(prediction, gold):
       compared as text. Not told apart: CAB and ABC, floats within 1e-10 of each other (10^20 + sqrt 2 or 3)."""
     if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
         return False
-    if prediction.split() == gold.split() or max(len(prediction), len(gold)) > _MAX_TEXT:
+    if prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
         return prediction.split() == gold.split()
     gold = _normalise(gold)
     comma = ", " if "," in gold else ","            # 120,150 may be two answers, 12, 650 is one where one is asked for
