@@ -243,10 +243,8 @@ def extract_answer(text):
 # Step 1: one plain notation for every spelling: tokens parted by spaces. A comma joins answers ("and", "or",
 # the union sign) and the rows of a matrix; words and units stand in "quotes", other letters are variables, functions
 # or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
-_FUNCTIONS = {
-    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin, "arccos": cmath.acos,
-    "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None,
-    "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
+_FUNCTIONS = {"arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
+              "abs": abs, "frac": None, "sqrt": None} | {name: getattr(cmath, name) for name in ("sin", "cos", "tan", "exp")}
 _CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180), "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
@@ -254,10 +252,9 @@ _PLAIN = {spelling: plain for plain, spellings in {
     "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾", "≠": r"\neq",
     ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "|": r"\lvert \rvert", "°": r"\circ", "pi": "π",
     "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "log": r"\lg", "...": r"\ldots \dots",
-    '"overline"': r"\bar \dot", '"$"': r"\$ dollar", '"%"': r"% percent", '"inch"': "in inche", '"foot"': "feet ft",
-    '"cm"': "centimeter", '"m"': "meter", '"h"': "hour", '"s"': "second", '"min"': "minute", '"square"': "sq",
-    }.items() for spelling in spellings.split()} | {
-    word: f'"{word}"' for word in "cm mm km kg am pm yes no odd min".split()} | {
+    '"overline"': r"\bar \dot", '"%"': r"% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
+    '"s"': "second", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq"}.items()
+    for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 
 
@@ -279,16 +276,14 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
      lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\s\w]|π', _plain), (r"\s+", " "),
-    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"([0-9].*)≈.*", r"\1"),
+    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"), ("≈.*", ""),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
      lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
     (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
-    (r"(.*(?:sin|cos|tan|sec|csc|cot).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
-    (r'"square" +("[^"]*")', r"\1^2"))]
+    (r"(.*(?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 
@@ -306,8 +301,8 @@ def _normalise(text):
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
 # float; a word; or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row), "=", brackets like "[)".
-_BINDING = dict(zip("^*/+-:=<>≤≥&,", (8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1)))
-_OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
+_BINDING = dict(zip("^*/+-:=&,", (8, 6, 6, 5, 5, 4, 3, 2, 1)))
+_OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=", operator.sub)
 _VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
 
 
@@ -315,18 +310,17 @@ def _combine(token, left, right):
     if token in ",:&":
         parts = [value[1:] if isinstance(value, tuple) and value[0] == token else (value,) for value in (left, right)]
         return (token, *parts[0], *parts[1])
-    if token in ">≥":
-        token, left, right = "<≤"[token == "≥"], right, left
     bits = sum((value.numerator * value.denominator).bit_length() for value in (left, right) if type(value) is Fraction)
     if isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 20000:
         raise ValueError("no number, or too large a one")
     value = _OPERATORS.get(token, operator.mul)(left, right)
-    return (token, value) if token in "=<≤" else value      # of a relation, the difference of the sides counts
+    return ("=", value) if token == "=" else value          # of an equation, the difference of the sides counts
 
 
-def _evaluate(tokens, point):
-    """The value of a reversed list of tokens. A variable or word has a pseudo-random value at each sample point."""
-
+@lru_cache(maxsize=1024)
+def _read(text):
+    """The value at each sample point where there is one (the only point is None if there are no variables). A variable
+    or word has a pseudo-random value at each."""
     def operand():
         token = tokens.pop()
         if token[0] in ".0123456789":
@@ -364,14 +358,8 @@ def _evaluate(tokens, point):
             left = _combine(token, left, parse(strength - (token == "^")))
         return left
 
-    return parse()
-
-
-@lru_cache(maxsize=1024)
-def _read(text):
-    """The value at each sample point where there is one (the only point is None if there are no variables)."""
     if re.search(r'" ["\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= 200:
-        return {}
+        return {}                   # a word is no operator
     if "±" in text:                 # the list of the answers for both signs
         plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
         return {point: tuple(dict.fromkeys(_combine(",", plus[point], minus[point]))) for point in plus.keys() & minus}
@@ -379,10 +367,10 @@ def _read(text):
     for point in range(5) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
         tokens = text.split()[::-1]
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
-            value = _evaluate(tokens, point)
-            if isinstance(value, tuple) and value[0] in "=<≤" and value[1]:     # relations may be scaled
-                scale = scale or (value[1] if value[0] == "=" else abs(value[1]))
-                value = value[0], value[1] / scale
+            value = parse()
+            if isinstance(value, tuple) and value[0] == "=":            # equations may be scaled
+                scale = scale or value[1]
+                value = "=", value[1] / scale
             if not tokens:
                 values[point] = value
     return values
@@ -404,9 +392,8 @@ def _same(prediction, gold):
 
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')     # x = 1
 _WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|than|more|less|plus|minus|hal[fv]e?|third|'
-                   r'squared|cubed|dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"'
-                   r'(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|thousand'
+                   r'|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[])")
 
@@ -432,12 +419,10 @@ def answers_match(prediction, gold):
     if words == answer != "" and any(map(_WORDS.fullmatch, (texts[0], gold))):
         return True
     forms = [(text, gold) for text in texts]
-    names, gold_names = [{*_STATED.findall(text)} for text in (texts[0], gold)]
-    if len(gold_names) < 2 and (not names or not gold_names or names == gold_names):
-        forms += [[_STATED.sub("", text) for text in form] for form in forms]
-    unit, gold_unit = [" ".join(_UNIT.findall(text)).strip() for text in (texts[0], gold)]
-    if unit in ("", gold_unit) or not gold_unit and not re.search('"base(?!10")', unit):
-        forms += [[_UNIT.sub("", text) for text in form] for form in forms]
+    for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
+        given, asked = [{*map(str.strip, part.findall(text))} for text in (texts[0], gold)]
+        if len(asked) < 2 and (not given or not asked or given == asked):
+            forms += [[part.sub("", text) for text in form] for form in forms]
     for text, answer in forms:
         values, golds = _read(text), _read(answer)
         points = () if _NUMBER.fullmatch(answer) and _WORKED.match(text) else values.keys() & golds
