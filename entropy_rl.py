@@ -221,9 +221,7 @@ def extract_answer(text):
     `\\boxed 7`, else the last line `#### n`, else what follows the last "answer is" or "answer:", else None. Only
     what comes after the last </think> and before an unclosed <think> counts."""
     ### BEGIN SOLUTION
-    if not isinstance(text, str):
-        return None
-    text = text.rpartition("</think>")[2].partition("<think>")[0][-300000:]
+    text = str(text).rpartition("</think>")[2].partition("<think>")[0][-300000:]
     box, opened = (0, 0), []
     for token in re.finditer(r"(?s)\\(?:boxed|fbox)\s*\{|\\.|[{}]", text):
         if token[0] == "}" and opened:
@@ -249,9 +247,9 @@ _CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": compl
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
     "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
-    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾", "≠": r"\neq",
+    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾", "≠": r"\neq", "^2": "²", "^3": "³",
     ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "|": r"\lvert \rvert", "°": r"\circ", "pi": "π",
-    "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "log": r"\lg", "...": r"\ldots \dots",
+    "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "1⁄2": "½", "log": r"\lg", "...": r"\ldots \dots",
     '"overline"': r"\bar \dot", '"%"': r"% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
     '"s"': "second", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq"}.items()
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
@@ -264,10 +262,9 @@ def _plain(match):
     if token[0] == "\\" and token not in _PLAIN:
         token = html5.get(token[1:] + ";", token[1:])
     word = re.sub("(?<=..[^us])s$", "", token.lower()) if len(token) > 1 else token
-    plain = _PLAIN.get(token, _PLAIN.get(word))
-    if plain is None:
-        names = re.findall(_NAME, token)
-        plain = f'"{word}"' if match[0][0] == '"' or len(names) > 3 else " ".join(names) or token
+    names = re.findall(_NAME, token)
+    plain = f'"{word}"' if match[0][0] == '"' or len(names) > 3 else " ".join(names) or token
+    plain = _PLAIN.get(token, _PLAIN.get(word, plain))
     return plain if len(plain) == 1 else f" {plain} "
 
 
@@ -275,7 +272,7 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
     (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
      lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\s\w]|π', _plain), (r"\s+", " "),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', _plain), (r"\s+", " "), (r"_\{(\w)\}", r"_\1"),
     (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"), ("≈.*", ""),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
      lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
@@ -290,12 +287,10 @@ _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?
 
 @lru_cache(maxsize=1024)
 def _normalise(text):
-    text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text.strip("* "))
-    text = unicodedata.normalize("NFKC", re.sub("[⁻⁰¹²³⁴-⁹]+", r"^{\g<0>}", text))
+    text = text.strip("* ")
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
-    plain = re.sub(r"\{ ([^{} ]+) \}|(?<=_)\{(\w+)\}", r"\1\2", plain)      # x_{1} is x_1, and 2^{3} is 2^3
     return plain.lstrip(" ,:=").rstrip(" ,.:")
 
 
@@ -395,7 +390,7 @@ _WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
 _UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|thousand'
                    r'|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')
-_WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[])")
+_WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
 
 def answers_match(prediction, gold):
@@ -415,10 +410,9 @@ def answers_match(prediction, gold):
     gold = _normalise(gold)
     comma = ", " if "," in gold else ","            # 120,150 may be two answers, 12, 650 is one where one is asked for
     texts = [_normalise(prediction), _normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction))]
-    words, answer = [re.sub('["{} ]', "", text.casefold()).strip("()") for text in (texts[0], gold)]
-    if words == answer != "" and any(map(_WORDS.fullmatch, (texts[0], gold))):
-        return True
     forms = [(text, gold) for text in texts]
+    if any(map(_WORDS.fullmatch, (texts[0], gold))):
+        forms.append([re.sub('["{}() ]', "", text.lower()) for text in (texts[0], gold)])
     for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
         given, asked = [{*map(str.strip, part.findall(text))} for text in (texts[0], gold)]
         if len(asked) < 2 and (not given or not asked or given == asked):
