@@ -43,7 +43,6 @@ import signal
 import sys
 import tempfile
 import time
-import unicodedata
 import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
@@ -254,6 +253,27 @@ _PLAIN = {spelling: plain for plain, spellings in {
     '"s"': "second", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq"}.items()
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
+_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"^[* ]+|[* ]+$", ""), (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
+     lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)), (r"\s+", " "), (r"_\{(\w)\}", r"_\1"),
+    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"), ("≈.*", ""),
+    (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
+     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
+    (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
+     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
+    (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
+    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
+    (r"(.*(?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","))]
+_TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
+    (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
+_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')     # x = 1
+_WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|thousand'
+                   r'|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+_NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')
+_WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
 
 def _plain(match):
@@ -268,26 +288,8 @@ def _plain(match):
     return plain if len(plain) == 1 else f" {plain} "
 
 
-_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
-    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
-     lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', _plain), (r"\s+", " "), (r"_\{(\w)\}", r"_\1"),
-    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"), ("≈.*", ""),
-    (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
-     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
-    (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
-     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
-    (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
-    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
-    (r"(.*(?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","))]
-_TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
-    (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-
-
 @lru_cache(maxsize=1024)
 def _normalise(text):
-    text = text.strip("* ")
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
@@ -314,8 +316,7 @@ def _combine(token, left, right):
 
 @lru_cache(maxsize=1024)
 def _read(text):
-    """The value at each sample point where there is one (the only point is None if there are no variables). A variable
-    or word has a pseudo-random value at each."""
+    """The value at each sample point of pseudo-random variables and words, or without them at None; else the text."""
     def operand():
         token = tokens.pop()
         if token[0] in ".0123456789":
@@ -329,13 +330,10 @@ def _read(text):
             return parse(7) * (-1 if token == "-" else 1)
         if token in "([{":
             value, pair = parse(), token + tokens.pop()
-            several = token != "{" and isinstance(value, tuple) and value[0] == ","         # a set is a list
-            return (pair, *value[1:]) if several else value
-        if token == "frac":
-            return operand() / operand()
-        if token == "sqrt":
-            root = operand() if tokens[-1] == "[" else Fraction(2)
-            return _combine("^", operand(), 1 / root)
+            return (pair, *value[1:]) if token != "{" and isinstance(value, tuple) and value[0] == "," else value
+        if token in ("frac", "sqrt"):
+            first = operand() if token == "frac" or tokens[-1] == "[" else Fraction(2)
+            return first / operand() if token == "frac" else _combine("^", operand(), 1 / first)
         base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
         argument = operand() if tokens[-1] in "([{" else parse(6.5)
         return (_FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1)) ** (power or 1)
@@ -354,7 +352,7 @@ def _read(text):
         return left
 
     if re.search(r'" ["\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= 200:
-        return {}                   # a word is no operator
+        return {None: text}         # a word is no operator
     if "±" in text:                 # the list of the answers for both signs
         plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
         return {point: tuple(dict.fromkeys(_combine(",", plus[point], minus[point]))) for point in plus.keys() & minus}
@@ -364,11 +362,10 @@ def _read(text):
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
             value = parse()
             if isinstance(value, tuple) and value[0] == "=":            # equations may be scaled
-                scale = scale or value[1]
-                value = "=", value[1] / scale
+                value = "=", value[1] / (scale := scale or value[1])
             if not tokens:
                 values[point] = value
-    return values
+    return values or {None: text}
 
 
 # Step 3: one comparison of values: floats to 1e-10, and a float equals a fraction only if that is a simple one.
@@ -381,16 +378,7 @@ def _same(prediction, gold):
     kinds = {type(prediction), type(gold)}
     if kinds == {Fraction} or kinds & {tuple, str}:
         return prediction == gold
-    simple = max(getattr(value, "denominator", 1) for value in (prediction, gold)) < 20000
-    return simple and abs(prediction - gold) <= (1e-10 * min(abs(prediction), abs(gold)) or 1e-13)
-
-
-_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')     # x = 1
-_WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|thousand'
-                   r'|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
-_NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')
-_WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
+    return abs(prediction - gold) <= (1e-12 * min(abs(prediction), abs(gold)) or 1e-13)
 
 
 def answers_match(prediction, gold):
@@ -408,20 +396,20 @@ def answers_match(prediction, gold):
     if prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
         return prediction.split() == gold.split()
     gold = _normalise(gold)
-    comma = ", " if "," in gold else ","            # 120,150 may be two answers, 12, 650 is one where one is asked for
-    texts = [_normalise(prediction), _normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction))]
-    forms = [(text, gold) for text in texts]
-    if any(map(_WORDS.fullmatch, (texts[0], gold))):
-        forms.append([re.sub('["{}() ]', "", text.lower()) for text in (texts[0], gold)])
+    comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, and else 12, 650 is not
+    text = _normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction))
+    forms = [(text, gold)]
+    if any(map(_WORDS.fullmatch, (text, gold))):
+        forms.append([re.sub('["{}() ]', "", side.lower()) for side in (text, gold)])
     for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
-        given, asked = [{*map(str.strip, part.findall(text))} for text in (texts[0], gold)]
+        given, asked = [{*map(str.strip, part.findall(side))} for side in (text, gold)]
         if len(asked) < 2 and (not given or not asked or given == asked):
-            forms += [[part.sub("", text) for text in form] for form in forms]
-    for text, answer in forms:
-        values, golds = _read(text), _read(answer)
-        points = () if _NUMBER.fullmatch(answer) and _WORKED.match(text) else values.keys() & golds
+            forms += [[part.sub("", side) for side in form] for form in forms]
+    for text, gold in forms:
+        values, golds = _read(text), _read(gold)
+        points = () if _NUMBER.fullmatch(gold) and _WORKED.match(text) else values.keys() & golds
         with contextlib.suppress(OverflowError):
-            if answer and text == answer or points and all(_same(values[point], golds[point]) for point in points):
+            if points and all(_same(values[point], golds[point]) for point in points):
                 return True
     return False
 
