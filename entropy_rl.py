@@ -268,7 +268,7 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(.*(?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')     # x = 1
+_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')     # x = 1
 _WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
 _UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|thousand'
                    r'|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
