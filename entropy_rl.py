@@ -237,39 +237,37 @@ def extract_answer(text):
     ### END SOLUTION
 
 
-# Step 1: one plain notation for every spelling: tokens parted by spaces. A comma joins answers ("and", "or",
-# the union sign) and the rows of a matrix; words and units stand in "quotes", other letters are variables, functions
-# or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
-_FUNCTIONS = {"arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
-              "abs": abs, "frac": None, "sqrt": None} | {name: getattr(cmath, name) for name in ("sin", "cos", "tan", "exp")}
-_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180), "%": Fraction(1, 100)}
+# Step 1: one plain notation, tokens parted by spaces: a comma joins answers ("and", "or", unions) and rows of a matrix,
+# words and units stand in "quotes", other letters are names; 1⁄2 is a fraction of digits, 2_1/3 the mixed number 2 1/3.
+_FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a")) for name in "sin cos tan arcsin arccos arctan exp".split()}
+_FUNCTIONS |= {"ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None}
+_CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
     "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
-    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾", "≠": r"\neq", "^2": "²", "^3": "³",
-    ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "|": r"\lvert \rvert", "°": r"\circ", "pi": "π",
-    "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "sqrt": "√", "1⁄2": "½", "log": r"\lg", "...": r"\ldots \dots",
-    '"overline"': r"\bar \dot", '"%"': r"% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
-    '"s"': "second", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq"}.items()
+    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "^2": "²", "^3": "³", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾",
+    "≠": r"\neq", ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
+    "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac", "1⁄2": "½", "...": r"\ldots \dots",
+    '"overline"': r"\bar \dot", '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
+    '"s"': "second", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg"}.items()
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"^[* ]+|[* ]+$", ""), (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
-    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",
-     lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)), (r"\s+", " "), (r"_\{(\w)\}", r"_\1"),
-    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"), ("≈.*", ""),
+    (r"^[* ]+|[* ]+$", ""), (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("),
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
+    (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)), (r"\s+", " "),
+    (r"_\{(\w)\}", r"_\1"), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), ("≈.*", ""),
+    (r"\|([^|]*)\|", r" abs(\1)"), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
-     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
+     lambda match: match[0].replace(match[1], "")), (r"(.*(?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '),
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
-     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
+     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "), (r" *,[ ,]*", ","),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
-    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
-    (r"(.*(?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","))]
+    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')     # x = 1
-_WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
 _UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|thousand'
                    r'|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')
@@ -283,7 +281,7 @@ def _plain(match):
         token = html5.get(token[1:] + ";", token[1:])
     word = re.sub("(?<=..[^us])s$", "", token.lower()) if len(token) > 1 else token
     names = re.findall(_NAME, token)
-    plain = f'"{word}"' if match[0][0] == '"' or len(names) > 3 else " ".join(names) or token
+    plain = f'"{word}"' if match[0][0] == '"' or len(names) > 3 - token.istitle() else " ".join(names) or token
     plain = _PLAIN.get(token, _PLAIN.get(word, plain))
     return plain if len(plain) == 1 else f" {plain} "
 
@@ -321,9 +319,9 @@ def _read(text):
         token = tokens.pop()
         if token[0] in ".0123456789":
             return sum(map(Fraction, token.split("_")))
-        if _VARIABLE.fullmatch(token):      # whole or in (0, 1), and negative at the last point
+        if _VARIABLE.fullmatch(token):      # whole, or a positive or negative fraction
             code = zlib.crc32(f"{token.strip(chr(34))}/{point}".encode())
-            return Fraction(code % 97 + 2, (1, 101)[point % 2]) * (-1 if point == 3 else 1)
+            return Fraction(code % 97 + 2, (1, 101, 1, -101, 1)[point])
         if token.strip('"') in _CONSTANTS:
             return _CONSTANTS[token.strip('"')]
         if token in "+-":
@@ -343,7 +341,8 @@ def _read(text):
         left = operand()
         while tokens and tokens[-1] not in ")]}":
             token = tokens[-1]
-            strength = _BINDING.get(token, 7 if binding == 6.5 and token not in _FUNCTIONS else 6)      # \sin 2x \cos y
+            product = 7 if binding == 6.5 and token not in _FUNCTIONS else 6             # as in \sin 2x \cos y
+            strength = _BINDING.get(token, product)
             if strength <= binding or token[0] in ".0123456789" and "/" not in token:       # "2 3" is no product
                 break
             if token in _BINDING:
@@ -368,17 +367,16 @@ def _read(text):
     return values or {None: text}
 
 
-# Step 3: one comparison of values: floats to 1e-10, and a float equals a fraction only if that is a simple one.
+# Step 3: one comparison of values: fractions exactly, floats to 1e-12, lists in any order.
 def _same(prediction, gold):
     if isinstance(prediction, tuple) and isinstance(gold, tuple) and len(prediction) == len(gold):
         if gold[0] != ",":
             return all(map(_same, prediction, gold))
         return all(sum(_same(item, other) for other in prediction) == sum(_same(item, other) for other in gold)
-                   for item in gold)                # in any order, each as often as in the gold
-    kinds = {type(prediction), type(gold)}
-    if kinds == {Fraction} or kinds & {tuple, str}:
+                   for item in gold)                # each as often as in the gold
+    if {type(prediction), type(gold)} & {tuple, str} or type(prediction) is type(gold) is Fraction:
         return prediction == gold
-    return abs(prediction - gold) <= (1e-12 * min(abs(prediction), abs(gold)) or 1e-13)
+    return cmath.isclose(prediction, gold, rel_tol=1e-12, abs_tol=1e-13)
 
 
 def answers_match(prediction, gold):
@@ -386,11 +384,11 @@ def answers_match(prediction, gold):
 
     - Exact: 0.33 is not 1/3, 3.14 is not pi; 6/8 is 3/4; factored, expanded and reordered are the same.
     - For a plain number, a sum, difference or product left to do (`2+3` for 5) is refused; only 2+1/3 is 2 1/3.
-    - A missing unit (most words count) or base is fine, a different one not, none is converted. 25% is 25 and 0.25.
-    - `x = 5` and `x + y = 5` state 5, unless the gold names another thing. Relations may be rearranged or scaled.
+    - A missing unit (most words count) or base is fine, another one not, none is converted. 25% is 25 and 0.25.
+    - `x = 5` states 5, unless the gold names another thing. Equations may be rearranged or scaled.
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
-    - Variables are real and keep name and case; words ignore case. What cannot be read, as the chain 1 < x < 3, is
-      compared as text. Not told apart: CAB and ABC, floats within 1e-10 of each other (10^20 + sqrt 2 or 3)."""
+    - Variables keep name and case; words ignore case. What is not read (inequalities, factorials) is compared as text.
+    - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
     if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
         return False
     if prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
@@ -399,8 +397,6 @@ def answers_match(prediction, gold):
     comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, and else 12, 650 is not
     text = _normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction))
     forms = [(text, gold)]
-    if any(map(_WORDS.fullmatch, (text, gold))):
-        forms.append([re.sub('["{}() ]', "", side.lower()) for side in (text, gold)])
     for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
         given, asked = [{*map(str.strip, part.findall(side))} for side in (text, gold)]
         if len(asked) < 2 and (not given or not asked or given == asked):
