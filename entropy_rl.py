@@ -237,10 +237,10 @@ def extract_answer(text):
     ### END SOLUTION
 
 
-# Step 1: one plain notation, tokens parted by spaces: a comma joins answers ("and", "or", unions) and rows of a matrix,
-# words and units stand in "quotes", other letters are names; 1⁄2 is a fraction of digits, 2_1/3 the mixed number 2 1/3.
-_FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a")) for name in "sin cos tan arcsin arccos arctan exp".split()}
-_FUNCTIONS |= {"ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None}
+# Step 1: one plain notation, tokens parted by spaces: a comma joins answers ("and", "or", unions) and matrix rows,
+# words and units stand in "quotes", other letters are names; 1⁄2 is a fraction of digits, 2_1/3 a mixed number.
+_FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a")) for name in "sin cos tan arcsin arccos arctan".split()}
+_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None}
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
@@ -260,16 +260,16 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"_\{(\w)\}", r"_\1"), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), ("≈.*", ""),
     (r"\|([^|]*)\|", r" abs(\1)"), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
-     lambda match: match[0].replace(match[1], "")), (r"(.*(?:sin|cos|tan).*)|°", lambda part: part[1] or ' "degree" '),
+     lambda number: number[0].replace(number[1], "")), (r"(.*(?:sin|cos|tan).*)|°", lambda it: it[1] or ' "degree" '),
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "), (r" *,[ ,]*", ","),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
     (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')     # x = 1
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|thousand'
-                   r'|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|'
+                   r'thousand|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
@@ -305,7 +305,7 @@ def _combine(token, left, right):
     if token in ",:&":
         parts = [value[1:] if isinstance(value, tuple) and value[0] == token else (value,) for value in (left, right)]
         return (token, *parts[0], *parts[1])
-    bits = sum((value.numerator * value.denominator).bit_length() for value in (left, right) if type(value) is Fraction)
+    bits = sum((side.numerator * side.denominator).bit_length() for side in (left, right) if type(side) is Fraction)
     if isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 20000:
         raise ValueError("no number, or too large a one")
     value = _OPERATORS.get(token, operator.mul)(left, right)
@@ -333,7 +333,7 @@ def _read(text):
             first = operand() if token == "frac" or tokens[-1] == "[" else Fraction(2)
             return first / operand() if token == "frac" else _combine("^", operand(), 1 / first)
         base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
-        argument = operand() if tokens[-1] in "([{" else parse(6.5)
+        argument = operand() if tokens[-1] in "([{" else parse(6.5)             # \sin 2x \cos y has two factors
         return (_FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1)) ** (power or 1)
 
     def parse(binding=0):
@@ -341,8 +341,7 @@ def _read(text):
         left = operand()
         while tokens and tokens[-1] not in ")]}":
             token = tokens[-1]
-            product = 7 if binding == 6.5 and token not in _FUNCTIONS else 6             # as in \sin 2x \cos y
-            strength = _BINDING.get(token, product)
+            strength = _BINDING.get(token, 7 if binding == 6.5 and token not in _FUNCTIONS else 6)
             if strength <= binding or token[0] in ".0123456789" and "/" not in token:       # "2 3" is no product
                 break
             if token in _BINDING:
@@ -353,8 +352,8 @@ def _read(text):
     if re.search(r'" ["\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= 200:
         return {None: text}         # a word is no operator
     if "±" in text:                 # the list of the answers for both signs
-        plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
-        return {point: tuple(dict.fromkeys(_combine(",", plus[point], minus[point]))) for point in plus.keys() & minus}
+        up, down = [_read(text.replace("±", sign, 1)) for sign in "+-"]
+        return {point: tuple(dict.fromkeys(_combine(",", up[point], down[point]))) for point in up.keys() & down}
     values, scale = {}, None
     for point in range(5) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
         tokens = text.split()[::-1]
@@ -370,10 +369,8 @@ def _read(text):
 # Step 3: one comparison of values: fractions exactly, floats to 1e-12, lists in any order.
 def _same(prediction, gold):
     if isinstance(prediction, tuple) and isinstance(gold, tuple) and len(prediction) == len(gold):
-        if gold[0] != ",":
-            return all(map(_same, prediction, gold))
-        return all(sum(_same(item, other) for other in prediction) == sum(_same(item, other) for other in gold)
-                   for item in gold)                # each as often as in the gold
+        return all(map(_same, prediction, gold)) or gold[0] == "," and all(         # each as often as in the gold
+            sum(_same(item, one) for one in prediction) == sum(_same(item, one) for one in gold) for item in gold)
     if {type(prediction), type(gold)} & {tuple, str} or type(prediction) is type(gold) is Fraction:
         return prediction == gold
     return cmath.isclose(prediction, gold, rel_tol=1e-12, abs_tol=1e-13)
@@ -387,14 +384,14 @@ def answers_match(prediction, gold):
     - A missing unit (most words count) or base is fine, another one not, none is converted. 25% is 25 and 0.25.
     - `x = 5` states 5, unless the gold names another thing. Equations may be rearranged or scaled.
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
-    - Variables keep name and case; words ignore case. What is not read (inequalities, factorials) is compared as text.
+    - Variables keep name and case; words ignore case. What is not read (inequalities, n!) is compared as text.
     - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
     if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
         return False
     if prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
         return prediction.split() == gold.split()
     gold = _normalise(gold)
-    comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, and else 12, 650 is not
+    comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, else a number
     text = _normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction))
     forms = [(text, gold)]
     for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
