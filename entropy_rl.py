@@ -253,7 +253,7 @@ _PLAIN = {spelling: plain for plain, spellings in {
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"^[* ]+|[* ]+$", ""), (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("),
+    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("),
     (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
     (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)), (r"\s+", " "),
@@ -264,7 +264,8 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "), (r" *,[ ,]*", ","),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
-    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
+    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
+    (r"^[ ,:=*^]+|[ ,.:*^]+$", ""))]
 _TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
@@ -290,8 +291,7 @@ def _plain(match):
 def _normalise(text):
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
-    return plain.lstrip(" ,:=").rstrip(" ,.:")
+    return " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
 
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
@@ -386,16 +386,14 @@ def answers_match(prediction, gold):
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
     - Variables keep name and case; words ignore case. What is not read (inequalities, n!) is compared as text.
     - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
-    if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
-        return False
-    if prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
-        return prediction.split() == gold.split()
+    texts = isinstance(prediction, str) and isinstance(gold, str)
+    if not texts or prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
+        return texts and prediction.split() == gold.split() != []
     gold = _normalise(gold)
     comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, else a number
-    text = _normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction))
-    forms = [(text, gold)]
+    forms = [(_normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction)), gold)]
     for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
-        given, asked = [{*map(str.strip, part.findall(side))} for side in (text, gold)]
+        given, asked = [{*map(str.strip, part.findall(side))} for side in forms[0]]
         if len(asked) < 2 and (not given or not asked or given == asked):
             forms += [[part.sub("", side) for side in form] for form in forms]
     for text, gold in forms:
