@@ -253,20 +253,19 @@ _PLAIN = {spelling: plain for plain, spellings in {
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("),
-    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
+    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"_\{(\w)\}", r"_\1"),
     (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)), (r"\s+", " "),
-    (r"_\{(\w)\}", r"_\1"), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), ("≈.*", ""),
-    (r"\|([^|]*)\|", r" abs(\1)"), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),
+    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"), ("≈.*", ""),
+    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'), (r"^[ ,:=*^]+|[ ,.:*^]+$", ""),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
      lambda number: number[0].replace(number[1], "")), (r"(.*(?:sin|cos|tan).*)|°", lambda it: it[1] or ' "degree" '),
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "), (r" *,[ ,]*", ","),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
-    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
-    (r"^[ ,:=*^]+|[ ,.:*^]+$", ""))]
-_TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
+    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
+_TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
 _UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|'
