@@ -333,7 +333,7 @@ def _read(text):
             return first / operand() if token == "frac" else _combine("^", operand(), 1 / first)
         base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
         argument = operand() if tokens[-1] in "([{" else parse(6.5)             # \sin 2x \cos y has two factors
-        return (_FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1)) ** (power or 1)
+        return _combine("^", _FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1), power or Fraction(1))
 
     def parse(binding=0):
         """The value up to an operator that does not bind tighter than `binding`, or a closing bracket."""
