@@ -276,7 +276,7 @@ _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)
 
 def _plain(match):
     """A sign, macro or word by the table, by HTML's character of that name, as names if short, else in "quotes"."""
-    token = match[0].strip('"')
+    token = match[0].strip('"') or " "
     if token[0] == "\\" and token not in _PLAIN:
         token = html5.get(token[1:] + ";", token[1:])
     word = re.sub("(?<=..[^us])s$", "", token.lower()) if len(token) > 1 else token
@@ -294,7 +294,7 @@ def _normalise(text):
 
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a float,
-# or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets like "[)".
+# or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets like "[1" for [].
 _BINDING = dict(zip("^*/+-:=&,", (8, 6, 6, 5, 5, 4, 3, 2, 1)))
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=", operator.sub)
 _VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
@@ -326,8 +326,8 @@ def _read(text):
         if token in "+-":
             return parse(7) * (-1 if token == "-" else 1)
         if token in "([{":
-            value, pair = parse(), token + tokens.pop()
-            return (pair, *value[1:]) if token != "{" and isinstance(value, tuple) and value[0] == "," else value
+            value, end = parse(), ")]}".index(tokens.pop())
+            return (f"{token}{end}", *value[1:]) if token != "{" and type(value) is tuple and value[0] == "," else value
         if token in ("frac", "sqrt"):
             first = operand() if token == "frac" or tokens[-1] == "[" else Fraction(2)
             return first / operand() if token == "frac" else _combine("^", operand(), 1 / first)

@@ -1815,7 +1815,7 @@ HACKS = [      # response, gold: all refused
     (r"\boxed{5", "5"), (r"\boxed{\text{nan}}", "nan!"), (r"\boxed{5\text{ and not }6}", "5"),
     (r"\boxed{5x-4x}", "5"), (r"\boxed{24_{10}}", "11000_2"), (r"\boxed{\mathbb{R}}", "[0,1]"),
     (r"\boxed{4x-5y=-50}", "-10"), (r"\boxed{1,2,3,4,5,6,7,8,9}", "5"), (r"\boxed{\text{(A) (B)}}", "A"),
-    (r"\boxed{ABCD}", "A"),
+    (r"\boxed{ABCD}", "A"), (r"\boxed{(A2}", "A"), ("\\boxed{\"\"}", "5"),
 ]
 
 HOSTILE = [     # refused or read as plain text, each within 0.1 s
