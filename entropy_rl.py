@@ -294,7 +294,7 @@ def _normalise(text):
 
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a float,
-# or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets like "[1" for [].
+# or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets ("[1" for []).
 _BINDING = dict(zip("^*/+-:=&,", (8, 6, 6, 5, 5, 4, 3, 2, 1)))
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=", operator.sub)
 _VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
@@ -326,8 +326,8 @@ def _read(text):
         if token in "+-":
             return parse(7) * (-1 if token == "-" else 1)
         if token in "([{":
-            value, end = parse(), ")]}".index(tokens.pop())
-            return (f"{token}{end}", *value[1:]) if token != "{" and type(value) is tuple and value[0] == "," else value
+            part, end = parse(), ")]}".index(tokens.pop())
+            return (f"{token}{end}", *part[1:]) if token != "{" and type(part) is tuple and part[0] == "," else part
         if token in ("frac", "sqrt"):
             first = operand() if token == "frac" or tokens[-1] == "[" else Fraction(2)
             return first / operand() if token == "frac" else _combine("^", operand(), 1 / first)
