@@ -210,7 +210,9 @@ def extract_answer(text):
 # Step 1: one plain notation, tokens parted by spaces: a comma joins answers ("and", "or", unions) and matrix rows,
 # words and units stand in "quotes", other letters are names; 1⁄2 is a fraction of digits, 2_1/3 a mixed number.
 _FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a")) for name in "sin cos tan arcsin arccos arctan".split()}
-_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": None, "sqrt": None}
+_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "secant": lambda z: 1 / cmath.cos(z)}
+_FUNCTIONS |= {"csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
+_FUNCTIONS |= dict.fromkeys(("frac", "binom", "sqrt"))
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
@@ -219,7 +221,7 @@ _PLAIN = {spelling: plain for plain, spellings in {
     "≠": r"\neq", ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
     "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac", "1⁄2": "½", "...": r"\ldots \dots",
     '"overline"': r"\bar \dot", '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
-    '"s"': "second", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg"}.items()
+    '"s"': "second sec", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg", "secant": r"\sec"}.items()
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
@@ -238,8 +240,8 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
 _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|hal[fv]e|third|squared|cubed|dozen|hundred|'
-                   r'thousand|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|wrong|hal[fv]e|third|squared|cubed|dozen|'
+                   r'hundred|thousand|double|factorial|repeating|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')         # a plain number, and below: an operation left to do
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
@@ -265,8 +267,8 @@ def _normalise(text):
 
 # Step 2: one precedence parser reads the plain notation into a value: a Fraction where that is exact, else a float,
 # or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets ("[1" for []).
-_BINDING = dict(zip("^*/+-:=&,", (8, 6, 6, 5, 5, 4, 3, 2, 1)))
-_OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=", operator.sub)
+_BINDING = dict(zip("!^*/+-:=<≤>≥&,", (9, 8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1)))
+_OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
 _VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
 
 
@@ -274,11 +276,15 @@ def _combine(token, left, right):
     if token in ",:&":
         parts = [value[1:] if isinstance(value, tuple) and value[0] == token else (value,) for value in (left, right)]
         return (token, *parts[0], *parts[1])
+    if token in ">≥":
+        return _combine("<≤"[token == "≥"], right, left)
+    if token == "!" and left.denominator == 1 and 0 <= left < 3000:
+        return Fraction(math.factorial(left.numerator))
     bits = sum((side.numerator * side.denominator).bit_length() for side in (left, right) if type(side) is Fraction)
-    if isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 20000:
+    if token == "!" or isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 20000:
         raise ValueError("no number, or too large a one")
     value = _OPERATORS.get(token, operator.mul)(left, right)
-    return ("=", value) if token == "=" else value          # of an equation, the difference of the sides counts
+    return (token, value) if token in "=<≤" else value      # of a relation, the difference of the sides counts
 
 
 @lru_cache(maxsize=1024)
@@ -298,9 +304,11 @@ def _read(text):
         if token in "([{":
             part, end = parse(), ")]}".index(tokens.pop())
             return (f"{token}{end}", *part[1:]) if token != "{" and type(part) is tuple and part[0] == "," else part
-        if token in ("frac", "sqrt"):
-            first = operand() if token == "frac" or tokens[-1] == "[" else Fraction(2)
-            return first / operand() if token == "frac" else _combine("^", operand(), 1 / first)
+        if token in ("frac", "binom", "sqrt"):
+            first, second = operand() if token != "sqrt" or tokens[-1] == "[" else Fraction(2), operand()
+            if token == "binom":
+                return _combine("!", first, 0) / (_combine("!", second, 0) * _combine("!", first - second, 0))
+            return first / second if token == "frac" else _combine("^", second, 1 / first)
         base, power = [operand() if tokens[-1] == mark and tokens.pop() else None for mark in "_^"]
         argument = operand() if tokens[-1] in "([{" else parse(6.5)             # \sin 2x \cos y has two factors
         return _combine("^", _FUNCTIONS[token](argument) / (cmath.log10(base) if base else 1), power or Fraction(1))
@@ -315,11 +323,11 @@ def _read(text):
                 break
             if token in _BINDING:
                 tokens.pop()
-            left = _combine(token, left, parse(strength - (token == "^")))
+            left = _combine(token, left, parse(strength - (token == "^")) if token != "!" else 0)
         return left
 
-    if re.search(r'" ["\w(\[{]', text) or text.count("±") > 3 or text.count(" ") >= 200:
-        return {None: text}         # a word is no operator
+    if re.search(r'" ["\w(\[{]|! !', text) or text.count("±") > 3 or text.count(" ") >= 200:
+        return {None: text}         # a word is no operator, and n!! another function
     if "±" in text:                 # the list of the answers for both signs
         up, down = [_read(text.replace("±", sign, 1)) for sign in "+-"]
         return {point: tuple(dict.fromkeys(_combine(",", up[point], down[point]))) for point in up.keys() & down}
@@ -328,8 +336,11 @@ def _read(text):
         tokens = text.split()[::-1]
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
             value = parse()
-            if isinstance(value, tuple) and value[0] == "=":            # equations may be scaled
-                value = "=", value[1] / (scale := scale or value[1])
+            if isinstance(value, tuple) and value[0] in "=<≤":          # relations of variables may be scaled
+                if point is None:
+                    break
+                scale = scale or (value[1] if value[0] == "=" else abs(value[1]))
+                value = value[0], value[1] / scale
             if not tokens:
                 values[point] = value
     return values or {None: text}
@@ -342,7 +353,8 @@ def _same(prediction, gold):
             sum(_same(item, one) for one in prediction) == sum(_same(item, one) for one in gold) for item in gold)
     if {type(prediction), type(gold)} & {tuple, str} or type(prediction) is type(gold) is Fraction:
         return prediction == gold
-    return cmath.isclose(prediction, gold, rel_tol=1e-12, abs_tol=1e-13)
+    simple = all(side.denominator < 20000 for side in (prediction, gold) if type(side) is Fraction)
+    return simple and cmath.isclose(prediction, gold, rel_tol=1e-12, abs_tol=1e-13)
 
 
 def answers_match(prediction, gold):
@@ -350,10 +362,10 @@ def answers_match(prediction, gold):
 
     - Exact: 0.33 is not 1/3, 3.14 is not pi; 6/8 is 3/4; factored or expanded is the same. Roots are principal.
     - For a plain number, a sum, difference or product left to do (`2+3` for 5) is refused; only 2+1/3 is 2 1/3.
-    - A missing unit (most words count) or base is fine, another one not, none is converted. 25% is 25 and 0.25.
-    - `x = 5` states 5, unless the gold names another thing. Equations may be rearranged or scaled.
+    - A missing unit (most words count) or base is fine, another not, none is converted. 25% is 25 and 0.25.
+    - `x = 5` states 5, unless the gold names another thing. Equations and inequalities may be rearranged or scaled.
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
-    - Variables keep name and case; words ignore case. What is not read (inequalities, n!) is compared as text.
+    - Variables keep name and case; words ignore case. What is not read (the chain 1 < x < 3) is compared as text.
     - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
     texts = isinstance(prediction, str) and isinstance(gold, str)
     if not texts or prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
@@ -361,9 +373,9 @@ def answers_match(prediction, gold):
     gold = _normalise(gold)
     comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, else a number
     forms = [(_normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction)), gold)]
-    for part in (_STATED, _UNIT):   # one name or unit may be missing, but not another one
+    for part in (_STATED, _UNIT):   # one name or unit may be missing, or a base, but not another one
         given, asked = [{*map(str.strip, part.findall(side))} for side in forms[0]]
-        if len(asked) < 2 and (not given or not asked or given == asked):
+        if len(asked) < 2 and (not given or not asked and "base" not in str(given) or given == asked):
             forms += [[part.sub("", side) for side in form] for form in forms]
     for text, gold in forms:
         values, golds = _read(text), _read(gold)
