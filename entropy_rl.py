@@ -210,9 +210,9 @@ def extract_answer(text):
 # Step 1: one plain notation, tokens parted by spaces: a comma joins answers ("and", "or", unions) and matrix rows,
 # words and units stand in "quotes", other letters are names; 1⁄2 is a fraction of digits, 2_1/3 a mixed number.
 _FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a")) for name in "sin cos tan arcsin arccos arctan".split()}
-_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "secant": lambda z: 1 / cmath.cos(z)}
-_FUNCTIONS |= {"csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
-_FUNCTIONS |= dict.fromkeys(("frac", "binom", "sqrt"))
+_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "csc": lambda z: 1 / cmath.sin(z)}
+_FUNCTIONS |= {"secant": lambda z: 1 / cmath.cos(z), "cot": lambda z: 1 / cmath.tan(z)}
+_FUNCTIONS |= dict.fromkeys(("frac", "binom", "sqrt"))      # these take two arguments
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
@@ -221,7 +221,8 @@ _PLAIN = {spelling: plain for plain, spellings in {
     "≠": r"\neq", ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
     "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac", "1⁄2": "½", "...": r"\ldots \dots",
     '"overline"': r"\bar \dot", '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
-    '"s"': "second sec", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg", "secant": r"\sec"}.items()
+    '"s"': "second sec", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg",
+    "secant": r"\sec"}.items()
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
@@ -240,8 +241,9 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
 _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|wrong|hal[fv]e|third|squared|cubed|dozen|'
-                   r'hundred|thousand|double|factorial|repeating|\w+illion|\w+(?<!mon)th|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|wrong|double|hal[fv]e|third|'
+                   r'dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|squared|cubed|factorial|repeating|[a-fi-ln-rt-zA-Z])")'
+                   r'[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')         # a plain number, and below: an operation left to do
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
@@ -373,9 +375,10 @@ def answers_match(prediction, gold):
     gold = _normalise(gold)
     comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, else a number
     forms = [(_normalise(re.sub(r"(?<=[0-9]),[\\\s]*(?=[0-9])", comma, prediction)), gold)]
-    for part in (_STATED, _UNIT):   # one name or unit may be missing, or a base, but not another one
+    for part in (_STATED, _UNIT):   # one name, unit or base may be missing, but not another one
         given, asked = [{*map(str.strip, part.findall(side))} for side in forms[0]]
-        if len(asked) < 2 and (not given or not asked and "base" not in str(given) or given == asked):
+        added = not asked and not re.search("base(?!10)", str(given))
+        if len(asked) < 2 and (not given or added or given == asked):
             forms += [[part.sub("", side) for side in form] for form in forms]
     for text, gold in forms:
         values, golds = _read(text), _read(gold)
