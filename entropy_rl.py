@@ -242,8 +242,8 @@ _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
 _UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|wrong|double|hal[fv]e|third|'
-                   r'dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|squared|cubed|factorial|repeating|[a-fi-ln-rt-zA-Z])")'
-                   r'[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+                   r'dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|squared|cubed|factorial|repeating|'
+                   r'[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')         # a plain number, and below: an operation left to do
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
@@ -370,7 +370,7 @@ def answers_match(prediction, gold):
     - Variables keep name and case; words ignore case. What is not read (the chain 1 < x < 3) is compared as text.
     - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
     texts = isinstance(prediction, str) and isinstance(gold, str)
-    if not texts or prediction.split() == gold.split() or max(len(prediction), len(gold)) > 1000:
+    if not texts or prediction.split() == gold.split() or max(len(prediction), len(gold)) > 600:
         return texts and prediction.split() == gold.split() != []
     gold = _normalise(gold)
     comma = ", " if "," in gold else ","            # 120,150 is a list where one is asked for, else a number
