@@ -1421,6 +1421,8 @@ PANELS = [  # title, unit, keys of the rows that are drawn; beside them stands t
     ("Part of the mean Cov, by quadrant", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
     ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS])]
 
+WIDE = ("entropy", "cov_top_0.02")  # the panels of these keys have a logarithmic scale
+
 
 def smooth(logs: list[list[dict]], key: str, reach=4):
     """Steps, and values [logs, steps] of a key: at the steps that every log has, the mean over the steps in reach."""
@@ -1434,7 +1436,8 @@ def draw(runs: list, path: Path):
     """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
     for one run also its covariance beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
     shown, groups, seen = PANELS[:7 if len(runs) == 1 else 3], {}, Counter()
-    panels = [(title, "rollout step", unit, [], {}) for title, unit, _ in shown]
+    panels = [(title, "rollout step", unit, [], dict(yscale="log" if keys[0] in WIDE else "linear"))
+              for title, unit, keys in shown]
     panels.append(("The law R = -a exp(H) + b (Eq. 6)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
         label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
