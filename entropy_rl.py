@@ -1436,8 +1436,7 @@ def draw(runs: list, path: Path):
     """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
     for one run also its covariance beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
     shown, groups, seen = PANELS[:7 if len(runs) == 1 else 3], {}, Counter()
-    panels = [(title, "rollout step", unit, [], dict(yscale="log" if keys[0] in WIDE else "linear"))
-              for title, unit, keys in shown]
+    panels = [(title, "rollout step", unit, [], {}) for title, unit, _ in shown]
     panels.append(("The law R = -a exp(H) + b (Eq. 6)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
         label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
@@ -1450,10 +1449,12 @@ def draw(runs: list, path: Path):
     for (label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
-        for (*_, curves, _), (_, _, keys) in zip(panels, shown):
+        for (*_, curves, more), (_, _, keys) in zip(panels, shown):
             for key, color in zip(keys, COLORS.values() if len(keys) > 1 else [style["color"]]):
                 name = key if len(keys) > 1 else label if key == "entropy" else None
                 curves.append((name, *smooth(logs, key), style | dict(color=color)))
+            if keys[0] in WIDE and curves[-1][1]:
+                more["yscale"] = "log"
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
         law.append((None, entropy, [accuracy], style | dict(linestyle="", marker=".", alpha=0.6)))
         with contextlib.suppress(UserError):  # too few points for a law
