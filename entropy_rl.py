@@ -117,7 +117,7 @@ class Config:
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
     kl_cov_fraction: float = setting((0.1, 2e-3), "k, share penalised (Eq. 13; 7B 2e-3, 32B 2e-4)", low=0, high=1)
-    kl_cov_coef: float = setting(1.0, "beta, weight of the penalty (Eq. 14, Sec. 4.3, Fig. 12)", low=0)
+    kl_cov_coef: float = setting((2.0, 1.0), "beta, weight of the penalty (Eq. 14, Sec. 4.3, Fig. 12)", low=0)
     kl_estimator: str = setting("abs", "penalty: |d| as the authors, d^2/2, e^d - 1 - d", choices=("abs", "k2", "k3"))
     entropy_coef: float = setting((0.1, 5e-3), "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
     ref_kl_coef: float = setting((0.03, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
