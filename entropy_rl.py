@@ -226,17 +226,27 @@ _PLAIN = {spelling: plain for plain, spellings in {
     for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("), (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),
-    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"), (r"_\{(\w)\}", r"_\1"),
-    (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}", lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)), (r"\s+", " "),
-    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"), (r"\^ ?(?:°|\{ ?° ?\})", "°"), (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'), (r"^[ ,:=*^≈]+|[ ,.:*^]+$", ""),
+    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("),                      # a matrix of any bracket
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"),
+    (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),                                              # 1{,}234 and 1,\!234
+    (r"_\{(\w)\}", r"_\1"),
+    (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",                                    # \text{ cm.} is "cm"
+     lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)),
+    (r"\s+", " "),
+    (r"([)\]]) ?U ?(?=[(\[])", r"\1,"),                                                   # [0,1) U (2,3]
+    (r"\^ ?(?:°|\{ ?° ?\})", "°"),
+    (r"\|([^|]*)\|", r" abs(\1)"),
+    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),                    # 0.1666...
+    (r"^[ ,:=*^≈]+|[ ,.:*^]+$", ""),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
-     lambda number: number[0].replace(number[1], "")), (r"(.*(?:sin|cos|tan).*)|°", lambda it: it[1] or ' "degree" '),
+     lambda number: number[0].replace(number[1], "")),                                    # 1,234, but not (1,234)
+    (r"(.*(?:sin|cos|tan).*)|°", lambda it: it[1] or ' "degree" '),                       # else a unit like others
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
-     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "), (r" *,[ ,]*", ","),
-    (r"([0-9)}]) *≈.*", r"\1"), (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),
+     lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
+    (r" *,[ ,]*", ","),
+    (r"([0-9)}]) *≈.*", r"\1"),
+    (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),    # \frac12 is 1⁄2
     (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
 _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
@@ -462,6 +472,25 @@ def tiny_policy(width: int):
     return model, tokenizer
 
 
+def imitate(model, tokenizer):
+    """Train the built-in policy on the crowd's texts, the longer ones first, for they teach more."""
+    rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
+    optimizer = torch.optim.AdamW(model.parameters(), WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+        (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
+    for step in tqdm(range(WARM_UP_STEPS), "warm-up", disable=None):  # None: only on a terminal
+        batch = rng.choices(problems, k=WARM_UP_BATCH)
+        solutions = [crowd_solution(p["problem"][:-1], rng, BRIEF * step / WARM_UP_STEPS) for p in batch]
+        rows = left_pad([tokenizer(p["problem"]).input_ids for p in batch], 0)                         # [N, L]
+        responses = left_pad([[1] + tokenizer(text).input_ids[::-1] for text in solutions], 0).flip(1)  # [N, T]
+        ids = torch.cat([rows, responses], 1)                                                          # [N, L+T]
+        logprobs, _ = response_logprobs(model, ids, (ids != 0).long(), responses.shape[1], with_entropy=False)
+        (-logprobs.sum() / (responses != 0).sum()).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
 def warm_up(name: str) -> Path:
     """The folder of the warm built-in policy: trained once on the crowd's texts, then cached under a key of all that
     shapes the weights: the source of sections 3 and 4, the versions and the width."""
@@ -472,34 +501,17 @@ def warm_up(name: str) -> Path:
     if (folder / "config.json").exists():
         return folder
     told = f"the cache {cache} cannot be written", "; set XDG_CACHE_HOME"
-    with contextlib.ExitStack() as stack:
-        with explain(*told):
-            cache.mkdir(parents=True, exist_ok=True)
-            draft = stack.enter_context(tempfile.TemporaryDirectory(dir=cache))
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)  # so that the start of a run does not depend on which run came first
-        model, tokenizer = tiny_policy(TINY[name])
-        rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
-        optimizer = torch.optim.AdamW(model.parameters(), WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
-            (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
-        for step in tqdm(range(WARM_UP_STEPS), "warm-up", disable=None):  # None: only on a terminal
-            brief = BRIEF * step / WARM_UP_STEPS  # the longer texts first: they teach more
-            batch = rng.choices(problems, k=WARM_UP_BATCH)
-            solutions = [crowd_solution(p["problem"][:-1], rng, brief) for p in batch]
-            rows = left_pad([tokenizer(p["problem"]).input_ids for p in batch], 0)
-            responses = left_pad([[1] + tokenizer(text).input_ids[::-1] for text in solutions], 0).flip(1)  # [N, T]
-            ids = torch.cat([rows, responses], 1)                                                           # [N, L+T]
-            logprobs, _ = response_logprobs(model, ids, (ids != 0).long(), responses.shape[1], with_entropy=False)
-            (-logprobs.sum() / (responses != 0).sum()).backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        with explain(*told):
-            model.save_pretrained(f"{draft}/policy")
-            tokenizer.save_pretrained(f"{draft}/policy")
+    with explain(*told):
+        cache.mkdir(parents=True, exist_ok=True)
+        draft = tempfile.TemporaryDirectory(dir=cache)
+    torch.set_num_threads(1)  # so that the start of a run does not depend on which run came first
+    model, tokenizer = tiny_policy(TINY[name])
+    imitate(model, tokenizer)
+    with explain(*told), draft:
+        model.save_pretrained(f"{draft.name}/policy")
+        tokenizer.save_pretrained(f"{draft.name}/policy")
         with contextlib.suppress(OSError):  # another process may have been faster
-            Path(draft, "policy").rename(folder)
+            Path(draft.name, "policy").rename(folder)
     return folder
 
 
