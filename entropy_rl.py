@@ -104,7 +104,7 @@ class Config:
     steps: int = setting((400, 200), "rollout steps", low=1)
     prompts: int = setting(64, "prompts a rollout step (paper: 256)", low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
-    updates: int = setting((4, 8), "mini-batches a rollout, an optimizer step each; divides --prompts", low=1)
+    updates: int = setting((4, 8), "mini-batches (optimizer steps) a rollout (Sec. 4.3); divides --prompts", low=1)
     micro_batch: int = setting((0, 8), "responses in one forward; 0: the whole mini-batch", low=0)
     max_new_tokens: int = setting((48, 1024), "longest response, in tokens", low=1)
     temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
@@ -112,7 +112,7 @@ class Config:
     seed: int = setting(0, "of sampling, data order and random picks", low=0)
 
     clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
-    clip_high: float = setting(None, "PPO clip: ratio below 1 + this [0.2; clip_higher: 0.28; clip_cov: 1]", low=0)
+    clip_high: float = setting(None, "ratio below 1 + this [0.2; clip_higher 0.28, Sec. 4.3; clip_cov 1]", low=0)
     clip_cov_ratio: float = setting((0.01, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
@@ -187,8 +187,8 @@ def explain(what: str, then: str = ""):
 
 def extract_answer(text):
     """The final answer of a response: the content of its last \\boxed{} or \\fbox{} with balanced braces, else of
-    `\\boxed 7`, else the last line `#### n`, else what follows the last "answer is" or "answer:", else None. Only
-    what comes after the last </think> and before an unclosed <think> counts."""
+    `\\boxed 7`, else the last line `#### n` (a unit may follow), else what follows the last "answer is" or "answer:",
+    else None. Only what comes after the last </think> and before an unclosed <think> counts."""
     ### BEGIN SOLUTION
     text = str(text).rpartition("</think>")[2].partition("<think>")[0][-300000:]
     box, opened = (0, 0), []
@@ -199,8 +199,9 @@ def extract_answer(text):
             opened.append(token.end() if token[0] != "{" else 0)
     if box[0]:
         return text[slice(*box)].strip()
-    for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)", r"(?m)####([^A-Za-z#\n]*[0-9][^\w#\n]*)$",
-                    r"(?is)\A.*answer(?: is|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n)"):
+    for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)",
+                    r"(?m)####([^A-Za-z#\n]*[0-9](?: [a-z]+)?[^\w#\n]*)$",
+                    r"(?is)\A.*answer(?: is|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n|(?<=[0-9a-z})]\$)(?=[\s,;]))"):
         if found := re.findall(pattern, text):
             return found[-1].strip(" *.,;") or None
     return None
@@ -223,7 +224,8 @@ _PLAIN = {spelling: plain for plain, spellings in {
     '"overline"': r"\bar \dot", '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
     '"s"': "second sec", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg",
     "secant": r"\sec"}.items()
-    for spelling in spellings.split()} | {word: f'"{word}"' for word in "mm km kg min am pm yes no odd".split()} | {
+    for spelling in spellings.split()} | {
+    word: f'"{word}"' for word in "mm km kg min hr day mph oz am pm yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("),                      # a matrix of any bracket
@@ -299,9 +301,8 @@ def _combine(token, left, right):
     return (token, value) if token in "=<≤" else value      # of a relation, the difference of the sides counts
 
 
-@lru_cache(maxsize=1024)
-def _read(text):
-    """The value at each sample point of pseudo-random variables and words, or without them at None; else the text."""
+def _parse(tokens, point):
+    """The value of a text's tokens, the last one first, at a sample point; uses them up as far as it can read them."""
     def operand():
         token = tokens.pop()
         if token[0] in ".0123456789":
@@ -338,6 +339,12 @@ def _read(text):
             left = _combine(token, left, parse(strength - (token == "^")) if token != "!" else 0)
         return left
 
+    return parse()
+
+
+@lru_cache(maxsize=1024)
+def _read(text):
+    """The value at each sample point of pseudo-random variables and words, or without them at None; else the text."""
     if re.search(r'" ["\w(\[{]|! !', text) or text.count("±") > 3 or text.count(" ") >= 200:
         return {None: text}         # a word is no operator, and n!! another function
     if "±" in text:                 # the list of the answers for both signs
@@ -347,7 +354,7 @@ def _read(text):
     for point in range(5) if any(map(_VARIABLE.fullmatch, text.split())) else [None]:
         tokens = text.split()[::-1]
         with contextlib.suppress(ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
-            value = parse()
+            value = _parse(tokens, point)
             if isinstance(value, tuple) and value[0] in "=<≤":          # relations of variables may be scaled
                 if point is None:
                     break
@@ -482,6 +489,7 @@ def imitate(model, tokenizer):
         batch = rng.choices(problems, k=WARM_UP_BATCH)
         solutions = [crowd_solution(p["problem"][:-1], rng, BRIEF * step / WARM_UP_STEPS) for p in batch]
         rows = left_pad([tokenizer(p["problem"]).input_ids for p in batch], 0)                         # [N, L]
+        # The text, <eos> (1), then <pad> (0): written and padded backwards, then turned round.
         responses = left_pad([[1] + tokenizer(text).input_ids[::-1] for text in solutions], 0).flip(1)  # [N, T]
         ids = torch.cat([rows, responses], 1)                                                          # [N, L+T]
         logprobs, _ = response_logprobs(model, ids, (ids != 0).long(), responses.shape[1], with_entropy=False)
@@ -598,7 +606,8 @@ def load_policy(config: Config) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         demand(tokenizer("1+1=2 Why?").input_ids, "its tokenizer is missing")
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # new, old
+        enable(dict(use_reentrant=False))
     model.to(device).train(config.gradient_checkpointing)  # without dropout the two modes compute the same
     stops = [model.generation_config.eos_token_id, tokenizer.eos_token_id]
     stops = sorted({i for s in stops if s is not None for i in (s if isinstance(s, list) else [s])})
@@ -613,7 +622,7 @@ def load_policy(config: Config) -> Policy:
 # ---------------------------------------------------------------------------------------------------------------
 # 4. Rollouts (Sec. 2.1)
 
-PACKED_ROW = 96  # tokens of a row of the forward pass at least; longer if a sequence is
+PACKED_ROW = 96  # tokens of a row of the forward pass, or its longest sequence; more cost more attention
 LOGITS_AT_ONCE = 2 ** 25  # floats of one chunk of logits: 134 MB (below 32 MB malloc fragments its heap on a CPU)
 
 
@@ -629,6 +638,7 @@ class RoomyLayer(DynamicLayer):
     used, room = 0, ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        key_states = key_states.to(value_states.dtype)  # rotary positions leave them in fp32 under autocast
         start, self.used = self.used, self.used + key_states.shape[2]
         if not self.room or self.room[0].shape[2] < self.used:
             old, size = self.room, self.used + max(16, self.used // 2)
@@ -665,7 +675,8 @@ class Rollouts:
 def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, eos_token_ids, pad_token_id,
                     greedy=False, generator=None) -> Rollouts:
     """Sample `group_size` responses to each of P prompts (lists of token ids) on the model's KV cache (Sec. 2.1). A
-    prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache."""
+    prompt is read once and its cache repeated for the group; rows that have stopped leave the batch and the cache.
+    The entropy is Eq. 5's, over the whole vocabulary."""
     device, training, length = model.device, model.training, max(map(len, prompts))
     model.eval()  # in training mode gradient checkpointing would drop the cache
     stops = torch.tensor(eos_token_ids, device=device)
@@ -746,13 +757,12 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
     responses are the last `response_length` columns; off the mask both results are 0. The distribution is
     softmax(logits / temperature), so the entropy is Eq. 5's at temperature 1 only. Two things keep it small: many
     sequences share a row of the forward pass, and a group its prompt, behind an attention mask; and only response
-    tokens are projected onto the vocabulary, in chunks which the backward pass computes again, so no [N, T, V] tensor
-    ever exists."""
+    tokens are projected onto the vocabulary, LOGITS_AT_ONCE at a time, which the backward pass computes again."""
     width, mask, device = input_ids.shape[1] - response_length, attention_mask.bool(), input_ids.device   # L
     is_response = mask[:, width:]                                                                  # [N, T]
     fed = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))     # the last token predicts nothing
-    prompts = input_ids[:, :width].where(mask[:, :width], -1)                                      # [N, L]
-    prompts = (prompts != prompts.roll(1, 0)).any(1).cumsum(0)    # [N], a number for each run of rows of one prompt
+    prompt_ids = input_ids[:, :width].where(mask[:, :width], -1)                                   # [N, L]
+    prompts = (prompt_ids != prompt_ids.roll(1, 0)).any(1).cumsum(0)  # [N], a number for each run of rows of one
     prompt_lengths, lengths = fed[:, :width].sum(1), fed[:, width:].sum(1)                         # [N]
     longest = max(PACKED_ROW, int((prompt_lengths + lengths).max()))
     places = pack(prompts.tolist(), prompt_lengths.tolist(), lengths.tolist(), longest)
@@ -760,6 +770,7 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
     count = 1 + int(row.max())
     position = mask.cumsum(1) - 1                                                                  # [N, L+T]
     in_response = torch.arange(width + response_length, device=device) >= width                    # [L+T]
+    # the cell of each token in the packed rows: where its prompt or response starts, and its place in that
     cells = row * longest + position + torch.where(in_response, response_at - prompt_lengths[:, None], prompt_at)
     owner = torch.where(in_response, torch.arange(len(mask), device=device)[:, None], -1)          # [N, L+T]
 
@@ -824,17 +835,24 @@ def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tens
 
 
 def clipped_ratio(config: Config, ratio: Tensor) -> Tensor:
-    """clip(rho, 1 - eps_low, 1 + eps_high) of Eq. 4; without bounds for pg and kl_cov, which do not clip."""
+    """clip(rho, 1 - eps_low, 1 + eps_high) of Eq. 4; without bounds for pg (Fig. 8) and kl_cov (as in the authors'
+    code; the paper does not say)."""
     if config.method in ("pg", "kl_cov"):
         return ratio
     return ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
 
 
+def ppo_stopped(config: Config, ratio: Tensor, gain: Tensor) -> Tensor:
+    """The tokens that have no gradient left, for the minimum in Eq. 4 takes the clipped ratio: bool."""
+    return clipped_ratio(config, ratio) * gain < ratio * gain
+
+
 def select_tokens(config: Config, logprobs, old_logprobs, advantages, mask, generator=None) -> Tensor:
     """The tokens that Clip-Cov detaches (Eq. 11) or KL-Cov penalises (Eq. 13): [N, T] bool; all False otherwise.
     clip_cov: floor(r M) tokens picked at random among those with omega_low < Cov < omega_high, but none that the PPO
-    clip has stopped already. kl_cov: the floor(k M) tokens of the highest Cov. M counts the tokens of the mask. A
-    positive r or k selects at least one token, as in the authors' code, but never more than there are."""
+    clip has stopped already (the open bounds and this are the authors' code's). kl_cov: the floor(k M) tokens of the
+    highest Cov. M counts the tokens of the mask. A positive r or k selects at least one token, as in the authors'
+    code, but never more than there are."""
     ### BEGIN SOLUTION
     mask = mask.bool()
     selected = torch.zeros_like(mask)
@@ -845,9 +863,8 @@ def select_tokens(config: Config, logprobs, old_logprobs, advantages, mask, gene
     covariance = token_covariance(logprobs, advantages, mask)                                      # [N, T]
     if config.method == "clip_cov":
         gain, ratio = advantages[:, None], (logprobs.detach() - old_logprobs).exp()
-        stopped = clipped_ratio(config, ratio) * gain < ratio * gain
         window = (covariance > config.clip_cov_low) & (covariance < config.clip_cov_high)
-        candidates = (window & mask & ~stopped).flatten().nonzero()[:, 0]
+        candidates = (window & mask & ~ppo_stopped(config, ratio, gain)).flatten().nonzero()[:, 0]
         order = torch.randperm(len(candidates), generator=generator, device=generator.device if generator else None)
         picked = candidates[order[:count].to(candidates.device)]
     else:
@@ -954,7 +971,7 @@ def anatomy(config: Config, logprobs, old_logprobs, advantages, mask, selected) 
     quadrant = 2 * (gain <= gain.mean()).long() + (logprobs[mask] <= logprobs[mask].mean()).long()
     share, part, count = (torch.zeros(4, device=gain.device).index_add_(0, quadrant, x.float()) for x in
                           (torch.full_like(gain, 1 / len(gain)), covariance / len(gain), selected[mask]))
-    return dict(clip_fraction=(clipped_ratio(config, ratio) * gain < ratio * gain).float().mean(),
+    return dict(clip_fraction=ppo_stopped(config, ratio, gain).float().mean(),
                 approx_kl=(ratio - 1 - log_ratio).mean(), cov_mean=covariance.mean(),
                 **{f"cov_top_{p}": ranked[:max(1, int(len(ranked) * p / 100))].mean() for p in COV_TOP},
                 quadrant_tokens=share, quadrant_cov=part, quadrant_selected=count)
@@ -998,8 +1015,9 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
     for number, (batch, before) in enumerate(zip(batches, old)):
         parts = batch.split(config.micro_batch or len(batch))
         graph = forward(model, batch) if len(parts) == 1 else None
-        logprobs, entropy = leaves = [x if x is None else x.detach().requires_grad_()
-                                      for x in graph or values(model, batch)]                      # [n, T]
+        outputs = graph or values(model, batch)
+        leaves = [x if x is None else x.detach().requires_grad_() for x in outputs]                # [n, T]
+        logprobs, entropy = leaves
         arguments = (config, logprobs, logprobs.detach() if before is None else before, advantages[batch],
                      rollouts.response_mask[batch])
         key = (model.device, config.seed, step, number, "selection")
@@ -1009,7 +1027,7 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
         for part, index in zip(parts, torch.arange(len(batch), device=model.device).split(len(parts[0]))):
             pairs = [(x, leaf.grad[index]) for x, leaf in zip(graph or forward(model, part), leaves) if x is not None]
             torch.autograd.backward(*zip(*pairs))
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # as the authors' code
         if torch.isfinite(loss + norm):  # anything else must not reach the weights
             optimizer.step()
         else:
@@ -1215,7 +1233,8 @@ def rollout_step(config: Config, policy: Policy, reference, optimizer, problems:
     lengths, sampled = rollouts.response_mask.sum(1), time.perf_counter()
     last = rollouts.input_ids.gather(1, rollouts.attention_mask.cumsum(1).argmax(1, keepdim=True))  # [N, 1]
     stopped = torch.isin(last, torch.tensor(policy.eos_token_ids, device=device))
-    row = dict(step=step, reward=rewards.mean().item(), entropy=(rollouts.entropy.sum(1) / lengths).mean().item(),
+    entropy = (rollouts.entropy.sum(1) / lengths).mean().item()  # Eq. 5: over tokens, then over responses
+    row = dict(step=step, reward=rewards.mean().item(), entropy=entropy,
                response_length=lengths.float().mean().item(), truncated=1 - stopped.float().mean().item(),
                zero_std_groups=int((rewards.view(-1, config.group_size).std(1) == 0).sum()),
                tokens=int(lengths.sum()), **dict.fromkeys(UPDATE_KEYS))
@@ -1254,7 +1273,8 @@ class EntropyLaw:
 def fit_entropy_law(entropy, accuracy) -> EntropyLaw:
     """Eq. 6 by least squares, linear in exp(H), from two lists; UserError without two different entropies."""
     ### BEGIN SOLUTION
-    spent, gained = torch.as_tensor(entropy).double().exp(), torch.as_tensor(accuracy).double()
+    spent, gained = (torch.as_tensor(x, dtype=torch.float64) for x in (entropy, accuracy))
+    spent = spent.exp()
     demand(len(spent) and spent.max() > spent.min(), "the law needs points of at least two different entropies")
     slope = ((spent - spent.mean()) * (gained - gained.mean())).sum() / ((spent - spent.mean()) ** 2).sum()
     law = EntropyLaw(-slope.item(), (gained.mean() - slope * spent.mean()).item(), 0.0, 0.0)
@@ -1341,7 +1361,8 @@ def report(run) -> None:
     report_law(config, rows)
     updates = [r for r in rows if r.get("cov_mean") is not None]
     if updates:
-        for name, part in (("step 1", updates[:1]), ("last tenth", updates[-max(1, len(updates) // 10):])):
+        first, last = updates[:1], updates[-max(1, len(updates) // 10):]
+        for name, part in ((f"step {first[0]['step']}", first), ("last tenth", last)):
             tops = [f"top {p} % {fmean(r[f'cov_top_{p}'] for r in part):.3f}" for p in COV_TOP]
             print(f"  Cov (Table 1), {name}: {', '.join(tops)}, all {fmean(r['cov_mean'] for r in part):.3f}")
         print(f"  {'quadrants (A: advantage, p: probability; + above the mean)':64}" + "    ".join(QUADRANTS))
@@ -1353,7 +1374,8 @@ def report(run) -> None:
             print(f"    {name:60s}" + "  ".join(f"{x / total:7.3f}" for x in sums))
         most = sum((Counter(r["most_selected"]) for r in updates), Counter()).most_common(10)
         print("  most selected tokens: " + (", ".join(f"{printable(t)} {n}" for t, n in most) or "none"))
-    probed = [r for r in rows if "probe_first_order" in r]
+    keys = ("probe_first_order", "probe_covariance", "probe_entropy_change")
+    probed = [r for r in rows if None not in map(r.get, keys)]
     if len(probed) > 2:
         for name, key in (("<grad H, d theta>", "probe_first_order"), ("the covariance", "probe_covariance")):
             spread = torch.tensor([[r[key], r["probe_entropy_change"]] for r in probed], dtype=torch.float64).T.cov()
@@ -1373,8 +1395,8 @@ def report_law(config: dict, rows: list[dict]):
     if len(set(entropy)) < 2:
         return print(f"  no law: no two different entropies ({len(entropy)} evaluations found; see --eval-every)")
     law = fit_entropy_law(entropy, accuracy)
-    print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) + {law.b:.4f}; ceiling b - a = {law.ceiling:.3f}; "
-          f"R2 {law.r2:.3f}, RMSE {law.rmse:.4f} on {len(entropy)} points")
+    print(f"  law (Eq. 6): R = {-law.a:.4f} exp(H) {'-' if law.b < 0 else '+'} {abs(law.b):.4f}; ceiling b - a = "
+          f"{law.ceiling:.3f}; R2 {law.r2:.3f}, RMSE {law.rmse:.4f} on {len(entropy)} points")
     for holds, remark in (
             (config.get("method") not in ("grpo", "pg"),
              "the method intervenes on entropy: the paper claims the law for runs without intervention only"),
@@ -1449,7 +1471,7 @@ def draw(runs: list, path: Path):
     for one run also its covariance beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
     shown, groups, seen = PANELS[:7 if len(runs) == 1 else 3], {}, Counter()
     panels = [(title, "rollout step", unit, [], {}) for title, unit, _ in shown]
-    panels.append(("The law R = -a exp(H) + b (Eq. 6)", "entropy (nats per token)", "avg@k", law := [], {}))
+    panels.append(("The law R = -a exp(H) + b (Eq. 6, Fig. 1)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
         label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
         groups.setdefault((label, read_config(run).get("method")), []).append(rows)
@@ -1465,7 +1487,7 @@ def draw(runs: list, path: Path):
             for key, color in zip(keys, COLORS.values() if len(keys) > 1 else [style["color"]]):
                 name = key if len(keys) > 1 else label if key == "entropy" else None
                 curves.append((name, *smooth(logs, key), style | dict(color=color)))
-            if keys[0] in WIDE and curves[-1][1]:
+            if keys[0] in WIDE and any(map(any, curves[-1][2])):
                 more["yscale"] = "log"
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
         law.append((None, entropy, [accuracy], style | dict(linestyle="", marker=".", alpha=0.6)))
