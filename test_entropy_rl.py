@@ -623,6 +623,21 @@ def test_entropy_probe(run):
     assert all(map(torch.equal, end.values(), plain_end.values()))
 
 
+def test_entropy_probe_measures_equation_5(run, folder, monkeypatch):
+    """The measured change is of the mean over tokens, then over responses, on one rollout, before and after."""
+    seen, real = [], er.sample_rollouts
+    monkeypatch.setattr(er, "sample_rollouts", lambda *a, **k: (seen.append(real(*a, **k)), seen[-1])[1])
+    rows, end = run(method="pg", updates=1, lr=1e-3, steps=1, probe=True)
+    model, mask, means = AutoModelForCausalLM.from_pretrained(folder / "policy"), seen[1].response_mask, []
+    for weights in (model.state_dict(), end):
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            entropy = er.response_logprobs(model, seen[1].input_ids, seen[1].attention_mask, mask.shape[1])[1]
+        means.append((entropy.sum(1) / mask.sum(1)).mean().item())
+    assert rows[1]["probe_entropy_change"] == pytest.approx(means[1] - means[0], rel=1e-3, abs=1e-6)
+    assert abs(means[1] - means[0]) > 1e-3
+
+
 def test_update_nothing_to_learn(run, folder, monkeypatch):
     """A rollout whose groups are all equal moves nothing."""
     monkeypatch.setattr(er, "math_reward", lambda text, gold: 1.0)
@@ -648,6 +663,24 @@ def test_train_rows(run, tmp_path):
     row = rows[1]
     tops = [row[f"cov_top_{p}"] for p in ("0.02", "0.2", 2, 20, 50)] + [row["cov_mean"]]
     assert row["selected_tokens"] > 0 and 1 <= row["response_length"] <= 8 and tops == sorted(tops, reverse=True)
+
+
+def test_train_rows_are_of_their_rollout(run, monkeypatch):
+    """entropy is Eq. 5, the mean over a response's tokens, then over responses; reward, length, truncation too."""
+    seen, real = [], er.sample_rollouts
+    monkeypatch.setattr(er, "sample_rollouts", lambda *a, **k: (seen.append(real(*a, **k)), seen[-1])[1])
+    rows, _ = run(method="grpo")
+    assert len(rows) == len(seen) == 3
+    for row, found in zip(rows, seen):
+        lengths = found.response_mask.sum(1).tolist()
+        entropy = [sum(h[:n]) / n for h, n in zip(found.entropy.tolist(), lengths)]
+        last = [ids[n - 1] for ids, n in zip(found.input_ids[:, -found.response_mask.shape[1]:].tolist(), lengths)]
+        cut_off = sum(token != 1 for token in last)  # 1 is its stop token
+        assert 0 < cut_off < len(last) and len(set(lengths)) > 3
+        assert row["entropy"] == pytest.approx(sum(entropy) / len(entropy), rel=1e-6)
+        assert row["entropy"] != pytest.approx(found.entropy.sum().item() / sum(lengths), rel=1e-6)
+        assert row["truncated"] == pytest.approx(cut_off / len(last))
+        assert row["tokens"] == sum(lengths) == pytest.approx(row["response_length"] * len(lengths))
 
 
 # ------------------------------------------------------------------------------------------- the module as a whole
@@ -861,6 +894,13 @@ def test_what_a_crash_left_is_mended_at_resume(make, toys, runs, half, damage):
     damage(half)
     make.run(half, steps=8, resume=True)
     assert_same_run(half, runs["whole"])
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(make, toys, runs, tmp_path):
+    """The evaluation at the end of five steps, which eight steps do not have there, leaves the log again."""
+    run = make.run(tmp_path / "run", steps=5)
+    assert "eval_avg" in rows_of(run)[5]
+    assert_same_run(make.run(run, steps=8, resume=True), runs["whole"])
 
 
 class Bomb:
@@ -1244,6 +1284,14 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_warm_up(cli, monkeypa
     assert refused(cli(model="tiny-16"), "good.txt")
 
 
+def test_two_processes_that_warm_up_at_once(monkeypatch, tmp_path):
+    """The slower one finds the other's policy in the cache, takes it, and leaves no draft."""
+    first = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(er, "imitate", lambda *a: first or (first.append(0), first.append(er.warm_up("tiny-16"))))
+    assert er.warm_up("tiny-16") == first[1] and [*first[1].parent.iterdir()] == [first[1]]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Data
 
@@ -1402,24 +1450,45 @@ def decay(n, a=0.25, b=0.875):
 
 def test_report_of_a_known_law(cli, tmp_path):
     """a, b, ceiling, fit and prediction of a log that obeys the law; Fig. 2, Table 1, quadrants, tokens; a PNG."""
-    run = synthetic(tmp_path / "grpo-seed3", decay(25))
+    run = synthetic(tmp_path / "grpo-seed3", decay(26))
     status, out, errors = cli(f"--report {run}", small=False)
     assert status == 0 and not errors
     a, b, ceiling, r2, rmse = map(float, re.search(
         r"R = -([\d.]+) exp\(H\) \+ ([\d.]+); ceiling b - a = ([\d.]+); R2 ([\d.]+), RMSE ([\d.]+)", out).groups())
     assert (a, b, ceiling, r2, rmse) == (0.25, 0.875, 0.625, 1, 0)
     assert re.findall(r"from the first (\w+) .*RMSE ([\d.]+) over the other (\d+), .([\d.]+) at the last", out) == [
-        ("15", "0.0000", "21", "0.0000"), ("third", "0.0000", "17", "0.0000")]
-    points = decay(25)
+        ("15", "0.0000", "22", "0.0000"), ("third", "0.0000", "17", "0.0000")]
+    points = decay(26)
     spent = (points[8][0] - points[0][0]) / (points[-1][0] - points[0][0])
     gained = (points[8][1] - points[0][1]) / (points[-1][1] - points[0][1])
     assert re.search(rf"1/3 of the run .*: {spent:.0%} of the entropy spent, {gained:.0%} of the gain", out)
+    rows = {row.split()[0]: row.split()[1:4] for row in out.splitlines() if row.startswith(("before", "end"))}
+    assert rows["before"] == [f"{points[0][0]:.3f}", "9.000", f"{points[0][1]:.3f}"]
+    last_tenth = (points[-2][0] + points[-1][0]) / 2
+    assert rows["end"] == [f"{last_tenth:.3f}", "9.000", f"{points[-1][1]:.3f}"] and out.count(" 26.000") == 1  # s
     assert "top 0.02 % 49.980" in out and "top 50 % 0.000" in out
-    assert r"= 144, \x1b[2J 48" in out and "\x1b" not in out
+    assert r"= 150, \x1b[2J 50" in out and "\x1b" not in out
     assert re.search(r"share of the selected +0.750 +0.000 +0.000 +0.250", out)
     assert "poor" not in out and "did not learn" not in out and "intervenes" not in out
     picture = run / "report.png"
     assert str(picture) in out and picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
+
+
+def test_report_of_a_probe(cli, tmp_path):
+    """Correlation and slope of the measured change on both predictions; a step without an update, and a null, do not
+    stop it."""
+    run = synthetic(tmp_path / "run", decay(9))
+    rows = er.read_log(run)
+    rows[1]["cov_mean"] = None
+    for n, row in enumerate(rows[2:], 2):
+        row |= dict(probe_first_order=0.5 * n, probe_covariance=-0.25 * n, probe_entropy_change=float(n),
+                    probe_covariance_by_right=[None, n / 10])
+    rows[4]["probe_first_order"] = None
+    er.append(run / "metrics.jsonl", rows, "w")
+    status, out, errors = cli(f"--report {run}", small=False)
+    assert status == 0 and not errors and "Cov (Table 1), step 2:" in out
+    assert "<grad H, d theta>: r = 1.000, slope 2\n" in out and "the covariance: r = -1.000, slope -4\n" in out
+    assert "prompts with 1 right: 0.5167\n" in out and "with 0 right" not in out
 
 
 @pytest.mark.parametrize("name,points,words", [  # those in capitals are drawn too
@@ -1471,6 +1540,12 @@ def test_compare_trains_each_run_once(cli, toys, tmp_path):
     assert status == 0, errors
     named = [line.split()[0] for line in out.splitlines() if re.match(r"\w+ +[\d.]+ +[\d.]+ +[\d.]+ ", line)]
     assert named == ["before", *er.METHODS] and (tmp_path / "all" / "comparison.png").stat().st_size < 200_000
+    lines, spreads = {line.split()[0]: line.split() for line in out.splitlines() if line}, set()
+    for method in er.METHODS:
+        one, two = (rows_of(tmp_path / "all" / f"{method}-seed{seed}")[-1]["eval_avg"] for seed in (0, 1))
+        assert lines[method][3:5] == [f"{(one + two) / 2:.3f}", f"{abs(one - two) / 2:.3f}"]  # of two, the error
+        spreads.add(one != two)
+    assert True in spreads
     first = {method: rows_of(tmp_path / "all" / f"{method}-seed0")[0] for method in er.METHODS}
     assert all(row == first["grpo"] for row in first.values())
     logs = {p: p.read_bytes() for p in (tmp_path / "all").rglob("*.jsonl")}
