@@ -4,7 +4,7 @@
     python entropy_rl.py --compare --seeds 0,1,2          # all seven methods from the same start
     python entropy_rl.py --report runs/kl_cov-seed0       # the law, the prediction and the covariance, from the log
     python entropy_rl.py --check-theory                   # Theorems 1 and 2, in seconds
-    python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --method kl_cov    # one consumer GPU
+    python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --method kl_cov    # the hub, a GPU
 
 The paper is Cui et al., arXiv 2505.22617. The file reads in its order:
 
@@ -98,7 +98,7 @@ class Config:
     advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)", choices=("grpo", "rloo", "reinforce_pp"))
     model: str = setting("tiny", "tiny, tiny-WIDTH (built in, width 64; Fig. 7), or a Hugging Face id or folder")
     data: str = setting("arithmetic", "arithmetic[-dev] (built in), a data set id, a .jsonl .json .csv .parquet file")
-    eval_data: str = setting("", "held-out problems, likewise (default: --data's test split, else a tenth)")
+    eval_data: str = setting("", "held-out problems, given as --data is (default: its test split, else a tenth)")
     prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is; else the chat template)")
 
     steps: int = setting((400, 200), "rollout steps", low=1)
@@ -130,7 +130,7 @@ class Config:
     checkpoint_every: int = setting((1, 20), "rollout steps between checkpoints", low=1)
     probe: bool = setting(False, "measure the first-order change of entropy (Fig. 8); needs --updates 1")
     device: str = setting("auto", "auto (cuda, mps, cpu), or one by name")
-    threads: int = setting(0, "CPU threads; 0: all", low=0)
+    threads: int = setting(0, "CPU threads; 0: all", low=0, high=1024)
     out: str = setting("", "run folder (default runs/METHOD-seedSEED)")
 
     resume: bool = setting(False, "go on from the run folder's checkpoint; repeat all other flags")
@@ -1102,7 +1102,7 @@ def open_run(config: Config) -> tuple[dict, dict]:
             log = json.loads(state["log"])
             demand(log["rows"] and state["model"] and state["optimizer"], "it is not whole")
     changed = [f"--{k.replace('_', '-')} (was {was}, now {v})" for k, v in settings.items()
-               if (was := log["settings"].get(k)) != v]
+               if (was := log["settings"].get(k, v)) != v]
     demand(not changed, f"--resume {run}: these settings would change its result: {', '.join(changed)}")
     rows = log["rows"]
     if rows and config.eval_every and len(rows) <= config.steps and rows[-1]["step"] % config.eval_every:
@@ -1271,7 +1271,7 @@ class EntropyLaw:
 
 
 def fit_entropy_law(entropy, accuracy) -> EntropyLaw:
-    """Eq. 6 by least squares, linear in exp(H), from two lists; UserError without two different entropies."""
+    """Eq. 6 (Fig. 1, 3, 4) by least squares, linear in exp(H), from two lists; UserError unless two entropies differ."""
     ### BEGIN SOLUTION
     spent, gained = (torch.as_tensor(x, dtype=torch.float64) for x in (entropy, accuracy))
     spent = spent.exp()
@@ -1400,6 +1400,7 @@ def report_law(config: dict, rows: list[dict]):
     for holds, remark in (
             (config.get("method") not in ("grpo", "pg"),
              "the method intervenes on entropy: the paper claims the law for runs without intervention only"),
+            (len(entropy) < 10, "few points: a law needs more evaluations than this"),
             (not law.r2 >= 0.9, "a poor fit: do not read a and b as properties of the policy"),
             (max(accuracy) - accuracy[0] < 0.02, "accuracy did not rise by 0.02: this run did not learn"),
             (entropy[-1] > 1.2 * entropy[0], "entropy rose, an explosion: lower --kl-cov-fraction, --clip-cov-ratio, "
@@ -1559,7 +1560,8 @@ def main(arguments: list[str] | None = None) -> int:
             compare(given)
         elif config.eval_only:
             policy, held_out, _ = prepare(config, train=False)
-            print(json.dumps(evaluate(config, policy, held_out)[0], indent=1))
+            print(json.dumps(dict(data=config.eval_data or config.data, eval_problems=len(held_out)) |
+                             evaluate(config, policy, held_out)[0], indent=1))
         else:
             if not config.report:
                 train(config)

@@ -245,6 +245,67 @@ def test_policy_loss_edges():
         assert loss.isfinite() and gradient.isfinite().all()
 
 
+def test_anatomy():
+    """Quadrants, quantiles, clipped share and KL of a mini-batch, in loops."""
+    logprobs, old, advantages, mask, *_ = batch(3, 20, 20)
+    config, covariance = er.Config(method="grpo"), covariances(logprobs, advantages, mask)
+    selected = er.select_tokens(er.Config(method="kl_cov", kl_cov_fraction=0.2), logprobs, old, advantages, mask)
+    found = er.anatomy(config, logprobs.detach(), old, advantages, mask, selected)
+    mean = lambda values: sum(values) / len(values)
+    mean_logprob = mean([logprobs[at].item() for at in covariance])
+    mean_advantage = mean([advantages[i].item() for i, _ in covariance])
+    tokens, part, count, clipped, kl = [0] * 4, [0] * 4, [0] * 4, [], []
+    for (i, t), value in covariance.items():
+        quadrant = 2 * (advantages[i].item() <= mean_advantage) + (logprobs[i, t].item() <= mean_logprob)
+        tokens[quadrant] += 1 / len(covariance)
+        part[quadrant] += value / len(covariance)
+        count[quadrant] += bool(selected[i, t])
+        difference = logprobs[i, t].item() - old[i, t].item()
+        gain, ratio = advantages[i].item(), math.exp(difference)
+        clipped.append(gain > 0 and ratio > 1.2 or gain < 0 and ratio < 0.8)
+        kl.append(ratio - 1 - difference)
+    ranked = sorted(covariance.values(), reverse=True)
+    for key, expected in dict(quadrant_tokens=tokens, quadrant_cov=part, quadrant_selected=count, approx_kl=mean(kl),
+                              clip_fraction=mean(clipped), cov_mean=mean(ranked),
+                              **{f"cov_top_{p}": mean(ranked[:max(1, int(len(ranked) * p / 100))])
+                                 for p in (0.02, 0.2, 2, 20, 50)}).items():
+        assert found[key].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6), key
+    assert min(tokens) > 0.1 and sum(map(bool, count)) > 1 and 0 < mean(clipped) < 1
+
+
+def test_mini_batches():
+    """Whole groups in random order by step, each mixed one once, the others in none; advantages of Eq. 3."""
+    rewards = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 1], [0, 0, 0]] * 6).float().flatten()
+    config, orders = er.Config(prompts=24, group_size=3, updates=4), []
+    for step in (1, 1, 2):
+        batches, advantages = er.mini_batches(config, er.Rollouts(torch.zeros(72, 1), *[None] * 4), rewards, step)
+        groups = [x.view(-1, 3) for x in batches]
+        assert len(groups) == 4 and all((x == x[:, :1] + torch.arange(3)).all() for x in groups)
+        orders.append([int(x) for group in groups for x in group[:, 0] // 3])
+        assert sorted(orders[-1]) == [*range(0, 24, 2)]
+    mixed = torch.cat(batches)
+    close(advantages[mixed], er.group_advantages(rewards, 3)[mixed])
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) != orders[0]
+
+
+def test_evaluate(monkeypatch):
+    """avg@k and its standard error over problems, pass@k and greedy, from responses that are known."""
+    right = [[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1]]
+    problems = [dict(problem=str(i), answer="", k=i) for i in range(5)]
+
+    def collect(config, policy, some, group, greedy=False, **more):
+        rewards = [float(greedy and p["k"] == 2 or right[p["k"]][j]) for p in some for j in range(group)]
+        return None, torch.tensor(rewards), [""] * len(rewards)
+    monkeypatch.setattr(er, "collect", collect)
+    policy = er.Policy(torch.nn.Identity(), None, [1], 0)
+    policy.model.device = torch.device("cpu")
+    found, samples = er.evaluate(er.Config(eval_samples=4, prompts=2, group_size=4, updates=1), policy, problems)
+    means = [sum(r) / 4 for r in right]
+    error = math.sqrt(sum((m - sum(means) / 5) ** 2 for m in means) / 4 / 5)
+    assert found == pytest.approx(dict(eval_avg=sum(means) / 5, eval_avg_se=error, eval_pass=4 / 5, eval_greedy=4 / 5,
+                                       eval_k=4)) and [s["problem"] for s in samples] == [*"01234"]
+
+
 def test_pass_at_k():
     """Equals the share of the k-subsets with a right response, for all n up to 6."""
     for n in range(1, 7):
@@ -662,6 +723,7 @@ def test_train_rows(run, tmp_path):
     assert [row["step"] for row in rows] == [0, 1, 2] and all(set(keys) <= set(row) for row in rows)
     row = rows[1]
     tops = [row[f"cov_top_{p}"] for p in ("0.02", "0.2", 2, 20, 50)] + [row["cov_mean"]]
+    assert sum(row["quadrant_selected"]) == row["selected_tokens"] and sum(row["quadrant_tokens"]) == pytest.approx(1)
     assert row["selected_tokens"] > 0 and 1 <= row["response_length"] <= 8 and tops == sorted(tops, reverse=True)
 
 
@@ -1391,6 +1453,20 @@ def test_hub_data_sets(monkeypatch, name, layout, read):
 # ---------------------------------------------------------------------------------------------------------------
 # Checkpoints of others
 
+def test_stop_tokens_and_chats(policy, tmp_path):
+    """Both the model's and the tokenizer's stop token; a chat fills the template as it is, a text with the request."""
+    folder = shutil.copytree(policy, tmp_path / "model")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | dict(eos_token_id=5)))
+    loaded = er.load_policy(er.Config(model=str(folder), device="cpu", threads=1))
+    assert loaded.eos_token_ids == [1, 5]
+    loaded.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}="
+    ids = lambda text: loaded.tokenizer(text).input_ids
+    assert loaded.encode([dict(role="user", content="1+"), dict(role="user", content="2")], "") == ids("1+2=")
+    assert loaded.encode("1+2", "") == ids(er.INSTRUCTION.replace("{problem}", "1+2") + "=") != ids("1+2=")
+    assert loaded.encode([dict(role="user", content="1+2")], "{problem}-") == ids("1+2-")
+
+
 @pytest.mark.parametrize("kind", ["pad is eos", "no pad", "two stops"])
 def test_a_local_checkpoint_trains_on_local_data(cli, toys, tmp_path, kind):
     """A folder with a chat template on GSM8K-shaped rows: the stop token is in the loss, the saved policy loads."""
@@ -1563,7 +1639,8 @@ def test_eval_only_prints_numbers_and_trains_nothing(cli, toys, runs, make, tmp_
     status, out, _ = cli("--eval-only", model=runs["whole"] / "policy")
     printed = json.loads(out)
     assert status == 0 and not (tmp_path / "run").exists()
-    assert printed == {k: v for k, v in rows_of(runs["whole"])[-1].items() if k.startswith("eval_")}
+    expected = {k: v for k, v in rows_of(runs["whole"])[-1].items() if k.startswith("eval_")}
+    assert printed == expected | dict(data="arithmetic", eval_problems=6)
 
 
 def test_check_theory_prints_second_order_errors(cli, tmp_path):
@@ -2055,12 +2132,13 @@ def test_handout(tmp_path):
         if line.strip() == "### BEGIN SOLUTION":
             exercises.add(name)
     assert len(exercises) >= 8
-    command = f"{HANDOUT} > {shlex.quote(str(tmp_path / 'handout.py'))}"
+    handout = tmp_path / "blank_handout.py"  # a name of its own: a student's handout.py may lie in this folder
+    command = f"{HANDOUT} > {shlex.quote(str(handout))}"
     subprocess.run(command, shell=True, check=True, cwd=source.parent)
-    assert all(f"def {exercise}(" in (tmp_path / "handout.py").read_text() for exercise in exercises)
+    assert all(f"def {exercise}(" in handout.read_text() for exercise in exercises)
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rA", "--tb=no", "-p", "no:cacheprovider", __file__,
                            "-k", " or ".join(f"test_{e}" for e in exercises)], capture_output=True, text=True,
-                          cwd=tmp_path, env=os.environ | dict(ENTROPY_RL="handout", PYTHONPATH=str(tmp_path)))
+                          cwd=tmp_path, env=os.environ | dict(ENTROPY_RL="blank_handout", PYTHONPATH=str(tmp_path)))
     results = re.findall(r"^(PASSED|FAILED|ERROR) .*::(test_\w+)", done.stdout, re.M)
     for exercise in exercises:
         outcomes = {outcome for outcome, test in results if test.startswith(f"test_{exercise}")}
