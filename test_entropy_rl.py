@@ -724,6 +724,7 @@ def test_train_rows(run, tmp_path):
     row = rows[1]
     tops = [row[f"cov_top_{p}"] for p in ("0.02", "0.2", 2, 20, 50)] + [row["cov_mean"]]
     assert sum(row["quadrant_selected"]) == row["selected_tokens"] and sum(row["quadrant_tokens"]) == pytest.approx(1)
+    assert 50 < row["peak_memory_mb"] < 1e5 and row["tokens_per_second"] * row["seconds"] == pytest.approx(row["tokens"])
     assert row["selected_tokens"] > 0 and 1 <= row["response_length"] <= 8 and tops == sorted(tops, reverse=True)
 
 
