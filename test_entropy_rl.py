@@ -2120,6 +2120,34 @@ def test_answers_match_takes_anything(junk):
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# The README's measurements
+
+@pytest.mark.skipif("ENTROPY_RL" in os.environ, reason="the benchmark measures the solution")
+def test_benchmark(policy, monkeypatch, capsys, tmp_path):
+    """Each command of .github/bench.py that needs no other trainer runs, in small, and tells the truth about lengths."""
+    monkeypatch.syspath_prepend(Path(er.__file__).with_name(".github"))
+    bench = importlib.import_module("bench")
+    for name, holder in (("math_reward", er), ("sample_rollouts", er), ("autocast", torch)):
+        monkeypatch.setattr(holder, name, getattr(holder, name))  # the commands replace them
+    monkeypatch.setattr(er, "TRAIN_PROBLEMS", 128)
+    monkeypatch.setattr(bench.Steps.__init__, "__defaults__", (str(policy),))
+    monkeypatch.setattr(bench, "long_policy", lambda folder: str(policy))
+    monkeypatch.setitem(bench.SHAPES, "0.5B", (16, 16, 1, 1, 1, True))
+    pairs = [dict(text=f"\\boxed{{{text}}}", gold="4", label=label) for text, label in (("2^2", True), ("5", False))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    bench.verifier(tmp_path / "pairs.jsonl")
+    told = capsys.readouterr().out
+    assert "this file: true ones refused: 0.00% of 1" in told and "spaces removed: true ones refused: 100.00%" in told
+    assert "this file: false ones accepted: 0.00% of 1" in told
+    bench.generate(rounds=2)
+    distance = float(capsys.readouterr().out.split()[-1])
+    assert distance < 0.1  # of 1,024 lengths a side: 0.085 is the 0.1 % point
+    bench.shape("0.5B", "--prompts", "4", "--updates", "2", "--max-new-tokens", "6", "--lr", "1e-12")
+    told = capsys.readouterr().out
+    assert "'tokens': 192," in told and "'approx_kl': 0.0" in told  # bf16, and the ratio is exactly 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # The course kit
 
 @pytest.mark.skipif("ENTROPY_RL" in os.environ, reason="the handout is made from the solution")
