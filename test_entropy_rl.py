@@ -21,8 +21,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 os.environ |= dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
@@ -1449,6 +1452,89 @@ def test_hub_data_sets(monkeypatch, name, layout, read):
     assert not {p["problem"] for p in train} & {p["problem"] for p in test}
     asked.clear()
     assert len(problems_of("arithmetic", "test", eval_data=name, eval_problems=20)) == 20 and asked == [read["test"]]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A stand-in of the hub: what its two client libraries ask for, from the files of `root`/models and /datasets."""
+    root, commit = None, "0" * 40
+
+    def log_message(self, *text):
+        pass
+
+    def reply(self, status, data=b"", **headers):
+        self.send_response(status)
+        for key, value in dict(Content_Length=len(data), X_Repo_Commit=self.commit, **headers).items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def do_GET(self):
+        first, *parts = urlsplit(self.path).path.strip("/").split("/")
+        if first not in ("api", "datasets"):        # a model's file has no "models/" before it
+            first, parts = "models", [first, *parts]
+        kind, *parts = parts if first == "api" else (first, *parts)
+        repo = self.root / kind / "/".join(parts[:2])
+        if not parts[1:] or not repo.is_dir():
+            return self.reply(404, X_Error_Code="RepoNotFound")
+        path = repo.joinpath(*parts[4:])            # ID/resolve/REVISION/PATH, or tree/REVISION/PATH
+        if first == "api" and path.is_dir():
+            deep = "recursive=true" in self.path or parts[2:3] != ["tree"]
+            found = [dict(type="file" if file.is_file() else "directory", path=str(file.relative_to(repo)),
+                          rfilename=str(file.relative_to(repo)), oid=file.name, size=file.stat().st_size)
+                     for file in (path.rglob("*") if deep else path.iterdir())]
+            return self.reply(200, json.dumps(found if parts[2:3] == ["tree"] else dict(
+                id="/".join(parts[:2]), sha=self.commit, siblings=found, private=False, tags=[])).encode())
+        if not path.is_file():
+            return self.reply(404, X_Error_Code="EntryNotFound")
+        self.reply(200, path.read_bytes(), ETag=f'"{path.name}"')
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.skipif("ENTROPY_RL" in os.environ, reason="a handout trains nothing")
+def test_the_hub_commands(policy, tmp_path):
+    """The README's commands for GSM8K and MATH, in small, over HTTP; what the hub does not have is one line."""
+    import datasets
+    root = tmp_path / "hub"
+    shutil.copytree(policy, root / "models/Qwen/Qwen2.5-0.5B")
+    gsm8k, math, math500 = (root / "datasets" / name for name in (
+        "openai/gsm8k", "DigitalLearningGmbH/MATH-lighteval", "HuggingFaceH4/MATH-500"))
+    layout = {gsm8k / "socratic": "socratic", gsm8k / "main": "main", math / "data": "default"}
+    for folder, name in layout.items():
+        folder.mkdir(parents=True)
+        for split, count in (("train", 9), ("test", 5)):
+            rows = [dict(question=f"{name} {split} {i}", answer=f"so\n#### {i}") if folder.parent == gsm8k else
+                    dict(problem=f"{split} {i}", solution=f"so \\boxed{{{i}}}") for i in range(count)]
+            datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    for repo in (gsm8k, math):
+        (repo / "README.md").write_text("---\nconfigs:\n" + "".join(
+            f"- config_name: {name}\n  data_files:\n" + "".join(
+                f"  - split: {split}\n    path: {folder.name}/{split}-*\n" for split in ("train", "test"))
+            for folder, name in layout.items() if folder.parent == repo) + "---\n")
+    math500.mkdir(parents=True)
+    (math500 / "test.jsonl").write_text("".join(
+        json.dumps(dict(problem=f"held out {i}", solution="so", answer=str(i))) + "\n" for i in range(6)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hub,), dict(root=root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    small = ("--max-new-tokens 6 --steps 1 --prompts 2 --group-size 2 --updates 1 --eval-problems 5 --eval-samples 1 "
+             "--threads 1 --device cpu --method kl_cov --model Qwen/Qwen2.5-0.5B --data ")
+    commands = [small + "openai/gsm8k --out gsm8k", small + "DigitalLearningGmbH/MATH-lighteval --eval-data "
+                "HuggingFaceH4/MATH-500 --out math", "--eval-only --model gsm8k/policy --data openai/gsm8k "
+                "--max-new-tokens 6 --eval-samples 1", small + "openai/nothing --out no",
+                small.replace("0.5B", "9B") + "openai/gsm8k --out no"]
+    code = f"import entropy_rl as er; print([er.main(command.split()) for command in {commands}])"
+    env = {k: v for k, v in os.environ.items() if "OFFLINE" not in k}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env | dict(
+        HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(tmp_path / "home"),
+        NO_PROXY="127.0.0.1", PYTHONPATH=str(Path(er.__file__).parent)))
+    server.shutdown()
+    assert done.stdout.endswith("[0, 0, 0, 2, 2]\n"), done.stdout + done.stderr
+    refusals = [line for line in done.stderr.splitlines() if line.startswith("entropy_rl.py: ")]
+    assert len(refusals) == 2 and "openai/nothing" in refusals[0] and "Qwen2.5-9B" in refusals[1]
+    seen = {name: {row["problem"] for row in er.read_log(tmp_path / name, "samples.jsonl")} for name in ("gsm8k", "math")}
+    assert seen["gsm8k"] <= {f"main test {i}" for i in range(5)} and seen["math"] <= {f"held out {i}" for i in range(6)}
+    assert '"eval_problems": 5' in done.stdout
 
 
 # ---------------------------------------------------------------------------------------------------------------
