@@ -1416,8 +1416,8 @@ def report_law(config: dict, rows: list[dict]):
                   f"{errors.square().mean().sqrt():.4f} over the other {len(errors)}, {errors[-1]:+.4f} at the last")
     for share, name in ((1 / 12, "1/12"), (1 / 3, "1/3")):
         at = round(share * (len(entropy) - 1))
-        if at:  # else there are too few points to tell
-            spent, gained = ((x[at] - x[0]) / (x[-1] - x[0] or math.nan) for x in (entropy, accuracy))
+        if at and accuracy[-1] > accuracy[0] and entropy[-1] != entropy[0]:  # else there is nothing to share out
+            spent, gained = ((x[at] - x[0]) / (x[-1] - x[0]) for x in (entropy, accuracy))
             print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain")
 
 
