@@ -217,25 +217,29 @@ _FUNCTIONS |= dict.fromkeys(("frac", "binom", "sqrt"))      # these take two arg
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
-    "": r"\left \right \big \Big \bigl \bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
+    "": r"\left \right \big \Big \bigl \Bigl \Bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
     "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "^2": "²", "^3": "³", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾",
-    "≠": r"\neq", ",": r"∪ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
-    "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac", "1⁄2": "½", "...": r"\ldots \dots",
-    '"overline"': r"\bar \dot", '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter",
-    '"s"': "second sec", '"inch"': "in inche", '"foot"': "ft feet", '"square"': "sq", "log": r"\lg",
-    "secant": r"\sec"}.items()
+    "≠": r"\neq", ",": r"∪ ⋃ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
+    "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "binom": r"\dbinom",
+    "1⁄2": "½", "...": r"\ldots \dots", "log": r"\lg", "secant": r"\sec", '"overline"': r"\bar \dot", '"square"': "sq",
+    '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter", '"inch"': "in inche",
+    '"foot"': "ft feet", '"pound"': "lb", '"s"': "second sec", '"minute"': "min", '"hour"': "hr", '"a" "m"': "am",
+    '"p" "m"': "pm"}.items()
     for spelling in spellings.split()} | {
-    word: f'"{word}"' for word in "mm km kg min hr day mph oz am pm yes no odd".split()} | {
+    word: f'"{word}"' for word in "mm km kg day mph oz yes no odd".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\\begin ?\{[pbB]?(?:matrix|array)\}(?: ?\{[lcr|]*\})?", "("),                      # a matrix of any bracket
-    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:matrix|array)\}", ")"),
+    (r"^\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}[\s.]*$", r"\1"),                     # {x = 5}
+    (r"\\begin ?\{[pbB]?(?:(?:small)?matrix|array)\}(?: ?\{[lcr|]*\})?", "("),            # a matrix of any bracket
+    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:(?:small)?matrix|array)\}", ")"),
+    (r"(?<=\\\\)\[ ?[0-9.]+ ?[a-z]{2} ?\]|(?<=\b[AaPp])\.(?=[Mm]\b)", ""),                # \\[4pt], p.m.
     (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),                                              # 1{,}234 and 1,\!234
-    (r"_\{(\w)\}", r"_\1"),
-    (r"\\(?:text|math|mbox|hbox)[a-z]* ?\{([^{}]*)\}",                                    # \text{ cm.} is "cm"
+    (r"_\{(\w)\}(?![0-9])", r"_\1"),
+    (r"\\(?:text|math|mbox|hbox|bold|operator)[a-z]* ?\{([^{}]*)\}",                      # \text{ cm.} is "cm"
      lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)),
     (r"\s+", " "),
+    (r'"(?:(square)|cubic)" ("[^"]*")', lambda unit: f"{unit[2]} ^ {2 if unit[1] else 3} "),   # square inches
     (r"([)\]]) ?U ?(?=[(\[])", r"\1,"),                                                   # [0,1) U (2,3]
     (r"\^ ?(?:°|\{ ?° ?\})", "°"),
     (r"\|([^|]*)\|", r" abs(\1)"),
@@ -243,19 +247,20 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"^[ ,:=*^≈]+|[ ,.:*^]+$", ""),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
      lambda number: number[0].replace(number[1], "")),                                    # 1,234, but not (1,234)
-    (r"(.*(?:sin|cos|tan).*)|°", lambda it: it[1] or ' "degree" '),                       # else a unit like others
+    (r"(.*(?:sin|cos|tan|csc|sec|cot).*)|°", lambda it: it[1] or ' "degree" '),           # else a unit like others
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
     (r" *,[ ,]*", ","),
     (r"([0-9)}]) *≈.*", r"\1"),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),    # \frac12 is 1⁄2
-    (r'([0-9)]) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2}) *\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
+    (r'([0-9)]|[0-9] ?\}) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2})[ )]*\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
 _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)))+) = (?!\1$)')
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|wrong|double|hal[fv]e|third|'
-                   r'dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|squared|cubed|factorial|repeating|'
-                   r'[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
+_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)|'
+                     r'(?<=\w )(?:\^ \{ - 1 \} )?\( [^()]* \)))+) = (?!\1$)')
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|maybe|wrong|incorrect|false|'
+                   r'minus|negative|less|double|hal[fv]e?|third|dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|squared|'
+                   r'cubed|factorial|repeating|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')         # a plain number, and below: an operation left to do
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
