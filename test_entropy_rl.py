@@ -1244,7 +1244,7 @@ BAD = r"""
     --model nowhere/a/b/c                     | nowhere/a/b/c
     --model empty                             | --model empty
     --model torn                              | --model torn
-    --model wordless                          | --model wordless tokenizer
+    --model wordless                          | wordless folder
     --model coded                             | --model coded
     --data nowhere.jsonl                      | nowhere.jsonl Unable to find
     --data zero.jsonl                         | zero.jsonl with rows in it

@@ -162,7 +162,7 @@ def shape(size, *flags):
     width, inner, layers, heads, kv_heads, tied = SHAPES[size]
     rewards, autocast = itertools.cycle((0.0, 1.0)), torch.autocast
     er.math_reward = lambda text, gold: next(rewards)
-    torch.autocast = lambda device, dtype, enabled: autocast(device, dtype, enabled=True)
+    torch.autocast = lambda *ours, **more: autocast(*ours, **more | (dict(enabled=True) if ours else {}))
     with tempfile.TemporaryDirectory() as folder:
         _, tokenizer = er.tiny_policy(16)
         torch.manual_seed(0)
