@@ -1003,7 +1003,7 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
     the model one micro-batch at a time, so that its size changes nothing but memory."""
     model, width = policy.model, rollouts.response_mask.shape[1]
     batches, advantages = mini_batches(config, rollouts, rewards, step)
-    row, seen, picked = dict(updates=len(batches), skipped_updates=0, selected_tokens=0), [], []
+    row, seen, picked = dict(updates=len(batches), skipped_updates=0), [], []
 
     def forward(model, rows):
         return response_logprobs(model, rollouts.input_ids[rows], rollouts.attention_mask[rows], width,
@@ -1020,9 +1020,8 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
     for number, (batch, before) in enumerate(zip(batches, old)):
         parts = batch.split(config.micro_batch or len(batch))
         graph = forward(model, batch) if len(parts) == 1 else None
-        outputs = graph or values(model, batch)
-        leaves = [x if x is None else x.detach().requires_grad_() for x in outputs]                # [n, T]
-        logprobs, entropy = leaves
+        logprobs, entropy = leaves = [x if x is None else x.detach().requires_grad_()              # [n, T] each
+                                      for x in graph or values(model, batch)]
         arguments = (config, logprobs, logprobs.detach() if before is None else before, advantages[batch],
                      rollouts.response_mask[batch])
         key = (model.device, config.seed, step, number, "selection")
@@ -1033,10 +1032,9 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
             pairs = [(x, leaf.grad[index]) for x, leaf in zip(graph or forward(model, part), leaves) if x is not None]
             torch.autograd.backward(*zip(*pairs))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # as the authors' code
-        if torch.isfinite(loss + norm):  # anything else must not reach the weights
+        if finite := torch.isfinite(loss + norm).item():  # anything else must not reach the weights
             optimizer.step()
-        else:
-            row["skipped_updates"] += 1
+        row["skipped_updates"] += not finite
         optimizer.zero_grad()
         with torch.no_grad():
             selected = select_tokens(*arguments, seeded(*key))  # a generator of the same seed: the same tokens
@@ -1045,10 +1043,9 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
     if batches:
         row |= {key: torch.stack([s[key] for s in seen]).mean(0).tolist() for key in seen[0]}
         row["quadrant_selected"] = [round(x * len(batches)) for x in row["quadrant_selected"]]
-        row["selected_tokens"] = len(picked)
         row["selected_fraction"] = len(picked) / int(rollouts.response_mask[torch.cat(batches)].sum())
         row["most_selected"] = dict(Counter(policy.tokenizer.convert_ids_to_tokens(picked)).most_common(20))
-    return row
+    return row | dict(selected_tokens=len(picked))
 
 
 @contextlib.contextmanager

@@ -1947,6 +1947,7 @@ ANSWERS = {
         (r"3!!", r"720", False),
     ], "equations and assignments": [
         (r"x = 5", r"5", True),
+        (r"{x = 5}", r"5", True),
         (r"5", r"x=5", True),
         (r"2x+3", r"y=2x+3", True),
         (r"y-2x=3", r"y=2x+3", True),
