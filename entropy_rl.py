@@ -118,7 +118,7 @@ class Config:
     clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
     kl_cov_fraction: float = setting((0.1, 2e-3), "k, share penalised (Eq. 13; 7B 2e-3, 32B 2e-4)", low=0, high=1)
     kl_cov_coef: float = setting((2.0, 1.0), "beta, weight of the penalty (Eq. 14, Sec. 4.3, Fig. 12)", low=0)
-    kl_estimator: str = setting("abs", "penalty: |d| as the authors, d^2/2, e^d - 1 - d", choices=("abs", "k2", "k3"))
+    kl_estimator: str = setting("abs", "|d| (authors), d^2/2, e^d-1-d; d = log pi/pi_old", choices=("abs", "k2", "k3"))
     entropy_coef: float = setting((0.1, 5e-3), "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
     ref_kl_coef: float = setting((0.03, 1e-2), "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
@@ -159,6 +159,7 @@ class Config:
         demand(self.clip_cov_low < self.clip_cov_high,
                f"--clip-cov-low {self.clip_cov_low} must be below --clip-cov-high {self.clip_cov_high}")
         demand("{problem}" in (self.prompt_template or "{problem}"), "--prompt-template must contain {problem}")
+        demand(self.compare or not self.seeds, "--seeds is for --compare; one run takes --seed")
         demand(self.updates == 1 or not self.probe, "--probe measures one optimizer step: add --updates 1")
 
 
@@ -201,9 +202,9 @@ def extract_answer(text):
         return text[slice(*box)].strip()
     for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)",
                     r"(?m)####([^A-Za-z#\n]*[0-9](?: [a-z]+)?[^\w#\n]*)$",
-                    r"(?is)\A.*answer(?: is|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n|(?<=[0-9a-z})]\$)(?=[\s,;]))"):
+                    r"(?is)\A.*answer[*_ ]*(?:is\b|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n|(?<=[0-9a-z})]\$)[,;][^$0-9\n]*$)"):
         if found := re.findall(pattern, text):
-            return found[-1].strip(" *.,;") or None
+            return re.sub(r"^[ *,;]+|[ *.,;]+$", "", found[-1]) or None
     return None
     ### END SOLUTION
 
@@ -211,34 +212,35 @@ def extract_answer(text):
 # Step 1: one plain notation, tokens parted by spaces: a comma joins answers ("and", "or", unions) and matrix rows,
 # words and units stand in "quotes", other letters are names; 1⁄2 is a fraction of digits, 2_1/3 a mixed number.
 _FUNCTIONS = {name: getattr(cmath, name.replace("arc", "a")) for name in "sin cos tan arcsin arccos arctan".split()}
-_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "csc": lambda z: 1 / cmath.sin(z)}
-_FUNCTIONS |= {"secant": lambda z: 1 / cmath.cos(z), "cot": lambda z: 1 / cmath.tan(z)}
-_FUNCTIONS |= dict.fromkeys(("frac", "binom", "sqrt"))      # these take two arguments
+_FUNCTIONS |= {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "abs": abs, "frac": 2, "binom": 2, "sqrt": 2}
+_FUNCTIONS.update(secant=lambda z: 1 / cmath.cos(z), csc=lambda z: 1 / cmath.sin(z), cot=lambda z: 1 / cmath.tan(z))
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
-    "": r"\left \right \big \Big \bigl \Bigl \Bigr \displaystyle \textstyle \angle \! $ ~ \( \) \[ \] \, \: \; \quad",
+    "": r"\left \right \big \Big \bigl \Bigl \Bigr \displaystyle \textstyle \angle \quad "
+        r"\mathbf \boldsymbol \bm \bf \rm \underline \Large \, \: \; \! ~ $ \( \) \[ \]", "φ": "ϕ", "ε": "ϵ",
     "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "^2": "²", "^3": "³", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾",
     "≠": r"\neq", ",": r"∪ ⋃ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
     "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "binom": r"\dbinom",
     "1⁄2": "½", "...": r"\ldots \dots", "log": r"\lg", "secant": r"\sec", '"overline"': r"\bar \dot", '"square"': "sq",
     '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter", '"inch"': "in inche",
     '"foot"': "ft feet", '"pound"': "lb", '"s"': "second sec", '"minute"': "min", '"hour"': "hr", '"a" "m"': "am",
-    '"p" "m"': "pm"}.items()
+    '"p" "m"': "pm", '"mile" / "hour"': "mph", '"km" / "hour"': "kph", '"g"': "gram"}.items()
     for spelling in spellings.split()} | {
-    word: f'"{word}"' for word in "mm km kg day mph oz yes no odd".split()} | {
+    word: f'"{word}"' for word in "mm km kg oz day yes no odd of the for at red cup".split()} | {
     word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"^\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}[\s.]*$", r"\1"),                     # {x = 5}
-    (r"\\begin ?\{[pbB]?(?:(?:small)?matrix|array)\}(?: ?\{[lcr|]*\})?", "("),            # a matrix of any bracket
-    (r"(?:\\\\\s*)?\\end ?\{[pbB]?(?:(?:small)?matrix|array)\}", ")"),
+    (r"(?:\\\\\s*)?\\(begin|end) ?\{[pbBsmal]*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", lambda it: "()"[it[1] == "end"]),
     (r"(?<=\\\\)\[ ?[0-9.]+ ?[a-z]{2} ?\]|(?<=\b[AaPp])\.(?=[Mm]\b)", ""),                # \\[4pt], p.m.
     (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),                                              # 1{,}234 and 1,\!234
-    (r"_\{(\w)\}(?![0-9])", r"_\1"),
+    (r"_(?:\{(\w)\}(?![0-9])|([A-Za-z]))", r"_\1\2 "),                                    # x_{a} and x_ab
+    (r"\\mathbb ?(?:R|\{R\})|\\text ?\{[Aa]ll reals?(?: numbers)?\}", "(-∞,∞)"),
     (r"\\(?:text|math|mbox|hbox|bold|operator)[a-z]* ?\{([^{}]*)\}",                      # \text{ cm.} is "cm"
      lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
     (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)),
-    (r"\s+", " "),
+    (r"\s+(_?)", lambda it: it[1] or " "),
+    (r"\b(sin|cos|tan) ?\^ ?\{ ?- ?1 ?\}", r"arc\1 "),
+    (r'^\(? ?"?([A-E])"? ?\) ?[\w.\\$-][^,A-Z"]*$', r"\1"),                                # (C) 12
     (r'"(?:(square)|cubic)" ("[^"]*")', lambda unit: f"{unit[2]} ^ {2 if unit[1] else 3} "),   # square inches
     (r"([)\]]) ?U ?(?=[(\[])", r"\1,"),                                                   # [0,1) U (2,3]
     (r"\^ ?(?:°|\{ ?° ?\})", "°"),
@@ -251,17 +253,18 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
     (r" *,[ ,]*", ","),
-    (r"([0-9)}]) *≈.*", r"\1"),
+    (r"([0-9)}]) *≈ *-?[0-9]*\.[0-9 .]*$", r"\1"),
     (r"frac *(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))", r" \1\2⁄\3\4 "),    # \frac12 is 1⁄2
     (r'([0-9)]|[0-9] ?\}) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2})[ )]*\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
 _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
 _STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)|'
                      r'(?<=\w )(?:\^ \{ - 1 \} )?\( [^()]* \)))+) = (?!\1$)')
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|maybe|wrong|incorrect|false|'
-                   r'minus|negative|less|double|hal[fv]e?|third|dozen|hundred|thousand|\w+illion|\w+(?<!mon)th|squared|'
-                   r'cubed|factorial|repeating|[a-fi-ln-rt-zA-Z])")[^"]+"(?: \^ [23])?)+(?= [^\w\\(\[{"^|]|$)')
-_NUMBER = re.compile(r'(?:"[^"]*"|[-0-9./_ ()])*')         # a plain number, and below: an operation left to do
+_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|maybe|wrong|incorrect|false|plus|'
+                   r'minus|negative|less|double|hal[fv]e?|third|tens|dozen|hundred|thousand|\w+(?:illion|teen|bled)|'
+                   r'\w+(?<!mon)th|squared|cubed|factorial|repeating|[b-fi-kn-rt-zBD-EGHIMO-SUX-Z])")[^"]+"'
+                   r'(?: \^ (?:[23]|\{ - [1-3] \}))?)+(?= [^\w\\(\[{"^|]|$)')
+_NUMBER = re.compile(r'("[^"]*" )?[-0-9./_ ()]*("[^"]*"[^0-9]*)?')     # a plain number; an operation left to do:
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
 
@@ -288,7 +291,7 @@ def _normalise(text):
 # or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets ("[1" for []).
 _BINDING = dict(zip("!^*/+-:=<≤>≥&,", (9, 8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1)))
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
-_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
+_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵℏ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
 
 
 def _combine(token, left, right):
@@ -300,7 +303,9 @@ def _combine(token, left, right):
     if token == "!" and left.denominator == 1 and 0 <= left < 3000:
         return Fraction(math.factorial(left.numerator))
     bits = sum((side.numerator * side.denominator).bit_length() for side in (left, right) if type(side) is Fraction)
-    if token == "!" or isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 20000:
+    if isinstance(right, tuple) and token not in _OPERATORS:      # a multiple of a vector or matrix
+        return (right[0], *(_combine("*", left, part) for part in right[1:]))
+    if token == "!" or isinstance(left, tuple) or bits * (abs(right) if token == "^" else 1) > 50000:
         raise ValueError("no number, or too large a one")
     value = _OPERATORS.get(token, operator.mul)(left, right)
     return (token, value) if token in "=<≤" else value      # of a relation, the difference of the sides counts
@@ -312,13 +317,14 @@ def _parse(tokens, point):
         token = tokens.pop()
         if token[0] in ".0123456789":
             return sum(map(Fraction, token.split("_")))
-        if _VARIABLE.fullmatch(token):      # whole, or a positive or negative fraction
-            code = zlib.crc32(f"{token.strip(chr(34))}/{point}".encode())
+        if _VARIABLE.fullmatch(token):      # whole, or a positive or negative fraction; f(x) and I(0) by their argument
+            called = tokens[-1:] == ["("] and (token in "fgFG" or tokens[-3:-2] == [")"])
+            code = zlib.crc32(f"{token.strip(chr(34))}{operand() if called else ''}/{point}".encode())
             return Fraction(code % 97 + 2, (1, 101, 1, -101, 1)[point])
         if token.strip('"') in _CONSTANTS:
             return _CONSTANTS[token.strip('"')]
         if token in "+-":
-            return parse(7) * (-1 if token == "-" else 1)
+            return _combine("*", Fraction(f"{token}1"), parse(7))
         if token in "([{":
             part, end = parse(), ")]}".index(tokens.pop())
             return (f"{token}{end}", *part[1:]) if token != "{" and type(part) is tuple and part[0] == "," else part
@@ -387,9 +393,10 @@ def answers_match(prediction, gold):
     - Exact: 0.33 is not 1/3, 3.14 is not pi; 6/8 is 3/4; factored or expanded is the same. Roots are principal.
     - For a plain number, a sum, difference or product left to do (`2+3` for 5) is refused; only 2+1/3 is 2 1/3.
     - A missing unit (most words count) or base is fine, another not, none is converted. 25% is 25 and 0.25.
-    - `x = 5` states 5, unless the gold names another thing. Equations and inequalities may be rearranged or scaled.
+    - `x = 5` and `2+3 = 5` state 5, unless the gold names another thing; `(C) 12` is choice C.
+    - Equations and inequalities may be rearranged or scaled.
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
-    - Variables keep name and case; words ignore case. What is not read (the chain 1 < x < 3) is compared as text.
+    - Variables (and f(x), I(0)) keep name and case; words ignore case. What is not read, as 1 < x < 3, stays text.
     - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
     texts = isinstance(prediction, str) and isinstance(gold, str)
     if not texts or prediction.split() == gold.split() or max(len(prediction), len(gold)) > 600:
@@ -402,11 +409,13 @@ def answers_match(prediction, gold):
         added = not asked and not re.search("base(?!10)", str(given))
         if len(asked) < 2 and (not given or added or given == asked):
             forms += [[part.sub("", side) for side in form] for form in forms]
-    for text, gold in forms:
+    for text, gold in forms:        # a true calculation, as 2 + 3 = 5, states its last side
+        *sides, text = [text] if "=" in gold or "," in text else text.split(" = ")
         values, golds = _read(text), _read(gold)
         points = () if _NUMBER.fullmatch(gold) and _WORKED.match(text) else values.keys() & golds
         with contextlib.suppress(OverflowError):
-            if points and all(_same(values[point], golds[point]) for point in points):
+            if points and all(_same(values[point], golds[point]) for point in points) and all(
+                    None in values and _same(_read(side).get(None, ""), values[None]) for side in sides):
                 return True
     return False
 
@@ -424,8 +433,9 @@ INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer 
 ARITHMETIC = {"arithmetic": "test", "arithmetic-dev": "dev"}  # the built-in data, and what each holds out
 OPERANDS = (3, 4)             # how many one-digit numbers an arithmetic problem has
 TRAIN_PROBLEMS = 16_384       # of some 280,000 that exist
-BRIEF, CAREFUL, SLIP = 0.65, 0.25, 0.2  # shares of the crowd that answer at once, mind precedence; err in a step
+BRIEF, CAREFUL, SLIP = 0.65, 0.25, 0.2  # shares: answer at once (in the end, from 0), mind precedence; err in a step
 WARM_UP_STEPS, WARM_UP_BATCH, WARM_UP_LR = 1800, 128, 4e-3
+WARM_UP_SEED = 0              # another one gives another policy to start from (see the README: it matters)
 
 
 def reduce_once(expression: str, careful: bool = True, slip: int = 0) -> str:
@@ -476,7 +486,7 @@ def tiny_policy(width: int):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", pad_token="<pad>",
                                             eos_token="<eos>")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(WARM_UP_SEED)
         model = Qwen2ForCausalLM(Qwen2Config(
             vocab_size=len(words), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2,
             num_attention_heads=width // 16, num_key_value_heads=width // 16, max_position_embeddings=1024,
@@ -486,7 +496,7 @@ def tiny_policy(width: int):
 
 def imitate(model, tokenizer):
     """Train the built-in policy on the crowd's texts, the longer ones first, for they teach more."""
-    rng, problems = random.Random(0), arithmetic_problems("train", TRAIN_PROBLEMS)
+    rng, problems = random.Random(WARM_UP_SEED), arithmetic_problems("train", TRAIN_PROBLEMS)
     optimizer = torch.optim.AdamW(model.parameters(), WARM_UP_LR, betas=(0.9, 0.95), weight_decay=0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / WARM_UP_STEPS))))
@@ -562,7 +572,7 @@ def load_problems(config: Config, split: str) -> list[dict]:
     for text, gold in zip(rows[question], rows[answer]):
         text = text if isinstance(text, list) else str(text or "")  # a list is a chat
         readable = isinstance(text, str) or all(isinstance(m, dict) and type(m.get("content")) is str for m in text)
-        gold = "" if gold is None else str(gold).strip()
+        gold = "" if gold is None or isinstance(gold, (list, dict)) else str(gold).strip()
         gold = extract_answer(gold) or (gold if len(gold) <= 200 else "")  # a long text without an answer in it
         if text and readable and gold:
             problems[hashlib.sha256(repr(text).encode()).digest()] = dict(problem=text, answer=gold)
@@ -700,7 +710,7 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
                        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
         demand(torch.isfinite(logits).all(), "the policy's logits are not finite any more: lower --lr")
         cache.batch_select_indices(each)
-        logits = logits[each]                                                                      # [n, V]
+        logits = logits[each]                                       # [n, V], n of the N responses are not over
         for t in range(max_new_tokens):
             at_one = logits.float().log_softmax(-1)                                                # [n, V]
             sampled_from = at_one if temperature == 1 else (at_one / temperature).log_softmax(-1)
@@ -781,7 +791,7 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
 
     def packed(values, default):
         flat = torch.full((count * longest,), default, device=device)
-        return flat.index_copy(0, cells[fed], values[fed]).view(count, longest)                    # [B, S]
+        return flat.index_copy(0, cells[fed], values[fed]).view(count, longest)       # [B, S], B packed rows of S
 
     prompt, owner = packed(prompts[:, None].expand_as(mask), -1), packed(owner, -1)
     place = torch.arange(longest, device=device)
@@ -829,8 +839,8 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Eq. 10: Cov(y_t) = (log pi(y_t) - mean log pi) (A(y_t) - mean A), means over the tokens of the mask. [N, T],
-    [N], [N, T] -> [N, T], 0 off the mask, without gradient. Its mean over the mask is the covariance that Theorem 2
-    ties to the fall of entropy."""
+    [N], [N, T] -> [N, T], 0 off the mask, without gradient. Its mean over the mask is their covariance in the
+    batch; Theorem 2, which ties one to the fall of entropy, takes it in each state, over the policy's actions."""
     ### BEGIN SOLUTION
     logprobs, mask = logprobs.detach(), mask.bool()
     advantages = advantages.detach()[:, None].expand_as(logprobs)                                  # [N, T]
@@ -910,7 +920,7 @@ def policy_loss(config: Config, logprobs, old_logprobs, advantages, mask, genera
                 ref_logprobs=None) -> Tensor:
     """The scalar that one optimizer step minimises: selection (Eq. 11, 13), then the token losses (Eq. 4, 12, 14) as
     their mean over the mask, whatever response they are of. The arguments hold the whole mini-batch, [N, T] and
-    advantages [N], whatever the micro-batch size."""
+    advantages [N], whatever the micro-batch size; entropy_bonus also needs entropy, ref_kl ref_logprobs, [N, T]."""
     ### BEGIN SOLUTION
     selected = select_tokens(config, logprobs, old_logprobs, advantages, mask, generator)
     losses = token_losses(config, logprobs, old_logprobs, advantages, selected, entropy, ref_logprobs)
@@ -949,15 +959,14 @@ def evaluate(config: Config, policy: Policy, problems: list[dict]) -> tuple[dict
     for start in range(0, len(problems), size):
         batch = problems[start:start + size]
         _, rewards, texts = collect(config, policy, batch, k, temperature=config.eval_temperature, generator=noise)
-        right += rewards.view(-1, k).sum(1).tolist()
+        right += rewards.view(-1, k).sum(1).int().tolist()
         greedy += collect(config, policy, batch, 1, temperature=1.0, greedy=True)[1].tolist()
         samples += [dict(problem=p["problem"], response=text, extracted=extract_answer(text), answer=p["answer"],
                          reward=reward) for p, text, reward in zip(batch, texts[::k], rewards[::k].tolist())]
     average = torch.tensor(right, dtype=torch.float64) / k
     error = average.std(correction=min(1, len(right) - 1)).item() / len(right) ** 0.5
-    passed = fmean(pass_at_k(k, int(c), k) for c in right)
-    return dict(eval_avg=average.mean().item(), eval_avg_se=error, eval_pass=passed, eval_greedy=fmean(greedy),
-                eval_k=k), samples[:8]
+    return dict(eval_avg=average.mean().item(), eval_avg_se=error,
+                eval_pass=fmean(pass_at_k(k, c, k) for c in right), eval_greedy=fmean(greedy), eval_k=k), samples[:8]
 
 
 COV_TOP = (0.02, 0.2, 2, 20, 50)  # per cent of the tokens, Table 1
@@ -1098,6 +1107,8 @@ def open_run(config: Config) -> tuple[dict, dict]:
     begun = path.exists() or (run / "metrics.jsonl").exists()
     demand(begun and config.resume or not any(run.iterdir()),
            f"--out {run} is in use: add --resume to go on with its run if it holds one, or choose another folder")
+    if config.resume and not (begun or config.compare):
+        print(f"note: nothing to resume in {run}: a new run starts there")
     if path.exists():
         with explain(f"{path} is damaged", ": start again in another --out"):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -1107,6 +1118,7 @@ def open_run(config: Config) -> tuple[dict, dict]:
                if (was := log["settings"].get(k, v)) != v]
     demand(not changed, f"--resume {run}: these settings would change its result: {', '.join(changed)}")
     rows = log["rows"]
+    demand(len(rows) <= config.steps + 1, f"--steps {config.steps}: {run} has {len(rows) - 1} behind it already")
     if rows and config.eval_every and len(rows) <= config.steps and rows[-1]["step"] % config.eval_every:
         rows[-1] = {k: v for k, v in rows[-1].items() if not k.startswith("eval_")}  # was due at the old end only
         log["samples"] = [s for s in log["samples"] if s["step"] < rows[-1]["step"]]
@@ -1159,8 +1171,9 @@ def train(config: Config) -> list[dict]:
         reference = copy.deepcopy(policy.model).requires_grad_(False) if config.method == "ref_kl" else None
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         parts = dict(model=policy.model, optimizer=optimizer) | (dict(reference=reference) if reference else {})
-        for name in parts if state else ():
-            parts[name].load_state_dict(state[name])
+        with explain(f"{run}/checkpoint.pt does not fit --model {config.model}", ": start again in another --out"):
+            for name in parts if state else ():
+                parts[name].load_state_dict(state[name])
         append(run / "metrics.jsonl", rows, "w")
         append(run / "config.json", [log["settings"] | dict(steps=config.steps, torch=torch.__version__)], "w")
         append(run / "samples.jsonl", samples, "w")
@@ -1219,6 +1232,10 @@ def prepare(config: Config, train: bool):
         template = config.prompt_template or ("{problem}" if source in ARITHMETIC else "")
         for p in found:
             p["ids"] = policy.encode(p["problem"], template)
+    longest = max(len(p["ids"]) for p in problems + held_out)
+    room = getattr(policy.model.config, "max_position_embeddings", math.inf)
+    demand(longest + config.max_new_tokens <= room, f"--max-new-tokens {config.max_new_tokens}: with a prompt of "
+           f"{longest} tokens this is more than the {room} that --model {config.model} reads")
     return policy, held_out, problems
 
 
@@ -1273,10 +1290,9 @@ class EntropyLaw:
 
 
 def fit_entropy_law(entropy, accuracy) -> EntropyLaw:
-    """Eq. 6 (Fig. 1, 3, 4) by least squares, linear in exp(H), from two lists; UserError unless two entropies differ."""
+    """Eq. 6 (Fig. 1, 3, 4) by least squares, linear in exp(H), of two lists; UserError unless two entropies differ."""
     ### BEGIN SOLUTION
-    spent, gained = (torch.as_tensor(x, dtype=torch.float64) for x in (entropy, accuracy))
-    spent = spent.exp()
+    spent, gained = torch.as_tensor(entropy, dtype=torch.float64).exp(), torch.as_tensor(accuracy, dtype=torch.float64)
     demand(len(spent) and spent.max() > spent.min(), "the law needs points of at least two different entropies")
     slope = ((spent - spent.mean()) * (gained - gained.mean())).sum() / ((spent - spent.mean()) ** 2).sum()
     law = EntropyLaw(-slope.item(), (gained.mean() - slope * spent.mean()).item(), 0.0, 0.0)
@@ -1420,7 +1436,8 @@ def report_law(config: dict, rows: list[dict]):
         at = round(share * (len(entropy) - 1))
         if at and accuracy[-1] > accuracy[0] and entropy[-1] != entropy[0]:  # else there is nothing to share out
             spent, gained = ((x[at] - x[0]) / (x[-1] - x[0]) for x in (entropy, accuracy))
-            print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy spent, {gained:.0%} of the gain")
+            print(f"  after {at / (len(entropy) - 1):.1%} of the run (Fig. 2: {name}): {spent:.0%} of the entropy spent"
+                  f", {gained:.0%} of the gain")
 
 
 def picture(path: Path, panels: list[tuple]):
@@ -1458,8 +1475,6 @@ PANELS = [  # title, unit, keys of the rows that are drawn; beside them stands t
     ("Part of the mean Cov, by quadrant", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
     ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS])]
 
-WIDE = ("entropy", "cov_top_0.02")  # the panels of these keys have a logarithmic scale
-
 
 def smooth(logs: list[list[dict]], key: str, reach=4):
     """Steps, and values [logs, steps] of a key: at the steps that every log has, the mean over the steps in reach."""
@@ -1477,20 +1492,20 @@ def draw(runs: list, path: Path):
     panels.append(("The law R = -a exp(H) + b (Eq. 6, Fig. 1)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
         label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
-        groups.setdefault((label, read_config(run).get("method")), []).append(rows)
+        groups.setdefault((Path(run).resolve().parent, label, read_config(run).get("method")), []).append(rows)
         for row, later in zip(rows, rows[10:] + [{}] * 10):  # the keys that only PANELS has
             if None not in (row.get("entropy"), later.get("entropy")):
                 row["-dH"] = row["entropy"] - later["entropy"]
             for name in ("cov", "selected"):
                 row |= zip((f"{name} {q}" for q in QUADRANTS), row.get(f"quadrant_{name}") or ())
-    for (label, method), logs in groups.items():
+    for (_, label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
         for (*_, curves, more), (_, _, keys) in zip(panels, shown):
             for key, color in zip(keys, COLORS.values() if len(keys) > 1 else [style["color"]]):
                 name = key if len(keys) > 1 else label if key == "entropy" else None
                 curves.append((name, *smooth(logs, key), style | dict(color=color)))
-            if keys[0] in WIDE and any(map(any, curves[-1][2])):
+            if keys[0] in ("entropy", "cov_top_0.02") and any(map(any, curves[-1][2])):  # they span decades
                 more["yscale"] = "log"
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
         law.append((None, entropy, [accuracy], style | dict(linestyle="", marker=".", alpha=0.6)))
@@ -1576,8 +1591,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except UserError as error:
         message = str(error)
-    except torch.OutOfMemoryError:
-        message = "out of GPU memory: lower --micro-batch (updates), or --prompts or --max-new-tokens (sampling)"
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU raises no more than this
+        if not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        message = "out of memory: lower --micro-batch (updates), or --prompts or --max-new-tokens (sampling)"
     print(f"entropy_rl.py: {printable(message)}", file=sys.stderr)
     return 2
 

@@ -1008,7 +1008,33 @@ def test_a_run_is_never_overwritten(cli, make, toys, half, tmp_path):
     assert refused(cli("--resume --threads 2 --seed 1", out=half), "--threads", "--seed")
     assert files_of(half) == before
     assert json.loads((half / "config.json").read_text())["threads"] == 1
+    assert refused(cli("--resume --steps 3", out=half), "--steps 3", "4")
+    assert files_of(half) == before
     make.run(half, steps=5, resume=True, checkpoint_every=2)  # neither of these changes a row
+
+
+def test_what_resume_finds_is_told(cli, toys, half, tmp_path):
+    """A folder without a run begins one, with a note; a model of another shape is refused."""
+    status, out, _ = cli("--resume --steps 1", out=tmp_path / "new")
+    assert status == 0 and out.count("nothing to resume") == 1 and "nothing to resume" not in cli("--steps 1")[1]
+    model, tokenizer = er.tiny_policy(32)
+    toys.setattr(er, "load_policy", lambda config: er.Policy(model, tokenizer, [1], 0))
+    assert refused(cli("--resume --steps 8", out=half), "checkpoint.pt", "--model", "state_dict", "--out")
+
+
+@pytest.mark.parametrize("error,status", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 2),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"), 2),
+    (RuntimeError("a defect"), None)])
+def test_out_of_memory_is_told_and_a_defect_is_not_hidden(cli, toys, error, status):
+    def fail(*arguments, **keywords):
+        raise error
+    toys.setattr(er, "sample_rollouts", fail)
+    if status is None:
+        with pytest.raises(RuntimeError, match="defect"):
+            cli()
+    else:
+        assert refused(cli(), "out of memory", "--micro-batch", "--prompts")
 
 
 def test_a_model_folder_is_not_a_run_folder(cli, policy, tmp_path):
@@ -1242,6 +1268,8 @@ BAD = r"""
     --clip-cov-low nan                        | --clip-cov-low nan number
     --prompt-template "What is it?"           | --prompt-template {problem}
     --probe --updates 4                       | --probe --updates
+    --seeds 0,1                               | --seeds --compare
+    --max-new-tokens 2000                     | --max-new-tokens 2000 1024 --model
     --device nope                             | --device nope
     --device cuda:99                          | --device cuda
     --device meta                             | --device meta
@@ -1267,6 +1295,7 @@ BAD = r"""
     --data folder.jsonl                       | folder.jsonl
     --data columns.jsonl                      | columns.jsonl problem answer colour shape
     --data answerless.jsonl                   | answerless.jsonl answer
+    --data listed.jsonl                       | listed.jsonl answer
     --data few.jsonl                          | few.jsonl --prompts
     --data numbers.jsonl                      | numbers.jsonl
     --data chat.jsonl                         | chat.jsonl
@@ -1301,6 +1330,7 @@ def wrong(tmp_path_factory, policy):
              "good.txt": good, "columns.jsonl": '{"colour": 1, "shape": "2"}\n',
              "few.jsonl": good[:good.index("\n") + 1],
              "answerless.jsonl": '{"problem": "1", "answer": ""}\n{"problem": "2", "answer": null}\n',
+             "listed.jsonl": '{"problem": "1", "answer": ["1"]}\n{"problem": "2", "answer": ["2"]}\n',
              "numbers.jsonl": "".join(f'{{"problem": [{n}], "answer": {n}}}\n' for n in range(20)),
              "chat.jsonl": "".join(f'{{"prompt": [{{"role": "user", "text": "{n}"}}], "answer": 1}}\n' for n in "abcd"),
              "damaged/metrics.jsonl": '{"step": 0}\n{"step"\n{"step": 2}\n',
@@ -1634,7 +1664,7 @@ def test_report_of_a_known_law(cli, tmp_path):
     points = decay(26)
     spent = (points[8][0] - points[0][0]) / (points[-1][0] - points[0][0])
     gained = (points[8][1] - points[0][1]) / (points[-1][1] - points[0][1])
-    assert re.search(rf"1/3 of the run .*: {spent:.0%} of the entropy spent, {gained:.0%} of the gain", out)
+    assert re.search(rf"32.0% of the run \(Fig. 2: 1/3\): {spent:.0%} of the entropy spent, {gained:.0%} of the gain", out)
     rows = {row.split()[0]: row.split()[1:4] for row in out.splitlines() if row.startswith(("before", "end"))}
     assert rows["before"] == [f"{points[0][0]:.3f}", "9.000", f"{points[0][1]:.3f}"]
     last_tenth = (points[-2][0] + points[-1][0]) / 2
@@ -1686,7 +1716,19 @@ def test_report_has_no_shares_of_no_gain(cli, tmp_path):
     for name, end, told in (("flat", 0.2, 0), ("worse", 0.1, 0), ("better", 0.5, 2)):
         synthetic(tmp_path / name, [(1 - n / 20, 0.2 + n * (end - 0.2) / 12) for n in range(13)])
         status, out, _ = cli(small=False, report=tmp_path / name)
-        assert status == 0 and out.count("(Fig. 2)") == told and "nan%" not in out
+        assert status == 0 and out.count("(Fig. 2: 1/") == told and "nan%" not in out
+
+
+def test_runs_of_two_folders_are_not_seeds_of_one(cli, monkeypatch, tmp_path):
+    """Runs of the same name are averaged as seeds only inside one folder."""
+    drawn = []
+    monkeypatch.setattr(er, "picture", lambda path, panels: drawn.append(panels))
+    for folder, seeds in (("one", 2), ("two", 1)):
+        (tmp_path / folder).mkdir()
+        for seed in range(seeds):
+            synthetic(tmp_path / folder / f"grpo-seed{seed}", decay(9))
+    er.draw(sorted(tmp_path.glob("*/*")), tmp_path / "picture.png")
+    assert [(label, len(y)) for label, x, y, style in drawn[0][0][3]] == [("grpo", 2), ("grpo", 1)]
 
 
 def test_report_of_an_unfinished_run_without_matplotlib(cli, monkeypatch, tmp_path):
@@ -1796,6 +1838,10 @@ ANSWERS = {
         (r"2{3}", r"6", False),
         (r"2[3]", r"6", False),
     ], "spellings": [
+        (r"\mathbf{\frac{5}{12}}", r"\frac{5}{12}", True),
+        (r"\boldsymbol{x+\frac{1}{2}}", r"x+\frac12", True),
+        (r"\varphi+\varepsilon", r"\epsilon+\phi", True),
+        (r"\mathbf{\frac{5}{12}}", r"\frac{5}{13}", False),
         (r"\bigl(1,\:2\bigr)", r"(1,2)", True),
         (r"\Big[0,\quad 1\Big]", r"[0,1]", True),
         (r"\big(1,2\big)", r"(1,2)", True),
@@ -1883,6 +1929,8 @@ ANSWERS = {
         (r"1\frac{ 1 }{ 2 }", r"3/2", True),
         (r"2½", r"21/2", False),
     ], "radicals and powers": [
+        (r"\frac{1}{2}(3^{2024}-1)", r"\frac{3^{2024}-1}{2}", True),
+        (r"\frac{1}{2}(3^{2024}+1)", r"\frac{3^{2024}-1}{2}", False),
         (r"2\sqrt{3}", r"\sqrt{12}", True),
         (r"2*sqrt(3)", r"2\sqrt3", True),
         (r"\frac{1}{\sqrt2}", r"\frac{\sqrt{2}}{2}", True),
@@ -1898,6 +1946,8 @@ ANSWERS = {
         (r"3 \times 10^5", r"30000", False),
         (r"1e999999", r"1", False),
     ], "pi, e, logarithms, trigonometry": [
+        (r"\sin^{-1}(\frac13)", r"\arcsin\frac{1}{3}", True),
+        (r"\tan^{-1} 2", r"\cot 2", False),
         (r"4\pi", r"4π", True),
         (r"\ln 8", r"3\ln 2", True),
         (r"\log_2 8", r"3", True),
@@ -1923,6 +1973,13 @@ ANSWERS = {
         (r"|x|", r"x", False),
         (r"\sqrt{x^2}", r"x", False),
     ], "expressions": [
+        (r"\frac{\hbar^2k^2}{2m}", r"\frac{(\hbar k)^{2}}{2 m}", True),
+        (r"\frac{3}{2}Nk_BT", r"\frac{3}{2} N k_{B} T", True),
+        (r"f(y+x)+1", r"1+f(x+y)", True),
+        (r"f(x)+f(y)", r"f(x+y)", False),
+        (r"e^tI(0)", r"I(0)e^t", True),
+        (r"I(0)e^{2t}", r"I(0)e^t", False),
+        (r"5 \approx 6", r"5", False),
         (r"x^2+2x+1", r"(x+1)^2", True),
         (r"f(x) = 3x-2", r"3x-2", True),
         (r"a_1+a_2", r"a_{2}+a_{1}", True),
@@ -1947,7 +2004,13 @@ ANSWERS = {
         (r"3!!", r"720", False),
     ], "equations and assignments": [
         (r"x = 5", r"5", True),
-        (r"{x = 5}", r"5", True),
+        (r"7 \times 6 = 42", r"42", True),
+        (r"x = \frac{10}{2} = 5", r"5", True),
+        (r"\log_2 32 = 5", r"5", True),
+        (r"\sqrt{3^2 + 4^2} = \sqrt{25} = 5", r"5", True),
+        (r"7 \times 6 = 43", r"43", False),
+        (r"2 + 2 = 5 = 5", r"5", False),
+        (r"2x = 5", r"5", False),
         (r"5", r"x=5", True),
         (r"2x+3", r"y=2x+3", True),
         (r"y-2x=3", r"y=2x+3", True),
@@ -2002,6 +2065,9 @@ ANSWERS = {
         (r"1,2", r"(1,2)", False),
         (r"\{1,2\}", r"(1,2)", False),
     ], "intervals and unions": [
+        (r"\mathbb{R}", r"(-\infty,\infty)", True),
+        (r"\text{all real numbers}", r"(-\infty,\infty)", True),
+        (r"\mathbb{R}", r"(0,\infty)", False),
         (r"[0, +\infty)", r"[0,\infty)", True),
         (r"(2,3) U (0,1]", r"(0,1] \cup (2,3)", True),
         (r"(-∞,1)∪(3,∞)", r"(3,\infty)\cup(-\infty,1)", True),
@@ -2031,6 +2097,11 @@ ANSWERS = {
         (r"3", r"\pm 3", False),
         (r"1 \pm \sqrt3", r"1 \pm \sqrt2", False),
     ], "matrices and vectors": [
+        (r"\frac{1}{3}\begin{pmatrix}-1\\2\end{pmatrix}", r"\begin{pmatrix}-1/3\\2/3\end{pmatrix}", True),
+        (r"-\begin{pmatrix}1&0\\0&1\end{pmatrix}", r"\begin{pmatrix}-1&0\\0&-1\end{pmatrix}", True),
+        (r"\frac{1}{3}\begin{pmatrix}-1\\2\end{pmatrix}", r"\begin{pmatrix}-1\\2\end{pmatrix}", False),
+        (r"-(1,2)", r"-(3,4)", False),
+        (r"2\mathbf{i}-3\mathbf{j}", r"2\mathbf{i} - 3\mathbf{j}", True),
         (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", True),
         (r"\left[\begin{array}{cc} 1 & 2 \\ 3 & 4\\ \end{array}\right]", r"\begin{matrix}1&2\\3&4\end{matrix}", True),
         (r"(1,2)", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
@@ -2047,6 +2118,16 @@ ANSWERS = {
         (r"-i", r"\frac{1}{i}", True),
         (r"3-2i", r"3+2i", False),
     ], "units": [
+        (r"4.5 \times 10^{3} \text{ J}", r"4.5\cdot 10^3", True),
+        (r"5 \mathrm{~kg} \mathrm{~m} \mathrm{~s}^{-2}", r"5", True),
+        (r"60 \text{ miles per hour}", r"60 \text{ mph}", True),
+        (r"75\text{ km/hour}", r"75\text{ kph}", True),
+        (r"75\text{ mph}", r"75\text{ kph}", False),
+        (r"250 \text{ g}", r"250 \text{ grams}", True),
+        (r"18 \text{ or nineteen}", r"18", False),
+        (r"18 \text{ nineteen}", r"18", False),
+        (r"18 \text{ plus something}", r"18", False),
+        (r"9 \text{ J}", r"9 \text{ W}", False),
         (r"5", r"5 \text{ cm}", True),
         (r"5 cm", r"5\text{ centimeters}", True),
         (r"5\text{ m/s}", r"5 \text{ meters per second}", True),
@@ -2081,6 +2162,8 @@ ANSWERS = {
         (r"24\text{ is incorrect}", r"24", False),
         (r"24\text{ half}", r"24", False),
     ], "degrees": [
+        (r"5^\circ\text{C}", r"5", True),
+        (r"5^\circ\text{C}", r"5^\circ\text{F}", False),
         (r"30", r"30^\circ", True),
         (r"30°", r"30^{\circ}", True),
         (r"30\text{ degrees}", r"30^\circ", True),
@@ -2126,6 +2209,12 @@ ANSWERS = {
         (r"\text{5:00 a.m.}", r"\text{5:00 p.m.}", False),
         (r"10 a.m.", r"10\text{ AM}", True),
     ], "choice letters": [
+        (r"\textbf{(C)}\ 12", r"\text{(C)}", True),
+        (r"\textbf{(C)}\ 12", r"\text{(B)}", False),
+        (r"\textbf{(B)} or \textbf{(C)}", r"\text{(C)}", False),
+        (r"(B) 12, (C) 13", r"\text{(B)}", False),
+        (r"(C)^2", r"C", False),
+        (r"R", r"\text{R}", True),
         (r"B", r"\text{(B)}", True),
         (r"\textbf{(B)}", r"B", True),
         (r"C", r"B", False),
@@ -2173,7 +2262,10 @@ EXTRACT = [      # text, answer
     (r"<think>\boxed{1}</think> \boxed{2}", "2"), (r"<think>\boxed{1}</think> none", None),
     (r"\boxed{1}<think>\boxed{2}", "1"), (r"\boxed{1}</think>", None), (r"\boxed{1}</think>\boxed{2}", "2"),
     ("#### 18 dollars", "18 dollars"), ("#### 5 or 6", None), ("#### 1. First\n#### 2. Then", None),
-    ("The answer is $18$, as computed.", "$18$"), ("The answer is $5, or $6.", "$5, or $6"), ("2+3=5\n#### 5", "5"), ("#### 1,234", "1,234"), ("#### Step 1\nThe answer is 7.", "7"),
+    ("The answer is $18$, as computed.", "$18$"), ("The answer is $5, or $6.", "$5, or $6"), ("2+3=5\n#### 5", "5"),
+    ("The answer is $5$ or $6$.", "$5$ or $6$"), ("The answer is $5$, $6$.", "$5$, $6$"), ("#### 1,234", "1,234"),
+    ("**Final Answer**: 12", "12"), ("Answer : 7", "7"), ("The answer isn't 5", None), ("#### .5", ".5"),
+    ("The answer is .5.", ".5"), ("#### Step 1\nThe answer is 7.", "7"),
     ("The answer is 3.5. I hope it is correct.", "3.5"), ("Final Answer: **12**", "12"),
     (r"The answer is $x=3$.", "$x=3$"), ("#### 5\nbut \\boxed{6}", "6"), ("no answer here", None), ("", None),
     (None, None),
