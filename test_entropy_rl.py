@@ -6,7 +6,7 @@ training, then trust: resume, signals, numbers, disks, bad input, data, checkpoi
 """
 import contextlib
 import errno
-import importlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -1398,6 +1398,25 @@ def test_two_processes_that_warm_up_at_once(monkeypatch, tmp_path):
     assert er.warm_up("tiny-16") == first[1] and [*first[1].parent.iterdir()] == [first[1]]
 
 
+def test_another_warm_up(monkeypatch, tmp_path):
+    """The README's shell line draws another warm policy, by its first weights and by its texts, with a key of its own."""
+    other = tmp_path / "warm1.py"
+    line = f"""sed "s/^WARM_UP_SEED = 0/WARM_UP_SEED = 1/" '{er.__file__}' > '{other}'"""
+    subprocess.run(line, shell=True, check=True)
+    spec = importlib.util.spec_from_file_location("warm1", other)
+    monkeypatch.setitem(sys.modules, "warm1", module := importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights, texts, folders = [], [], []
+    for code in (er, module):
+        monkeypatch.setattr(code, "WARM_UP_STEPS", 1)
+        monkeypatch.setattr(code, "WARM_UP_LR", 0)
+        monkeypatch.setattr(code, "crowd_solution", lambda text, *a: texts.append(text) or "=")
+        folders.append(code.warm_up("tiny-16"))
+        weights.append(bits(dict(AutoModelForCausalLM.from_pretrained(folders[-1]).state_dict())))
+    assert folders[0] != folders[1] and weights[0] != weights[1] and texts[:128] != texts[128:] and len(texts) == 256
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Data
 
@@ -1977,6 +1996,7 @@ ANSWERS = {
         (r"\frac{3}{2}Nk_BT", r"\frac{3}{2} N k_{B} T", True),
         (r"f(y+x)+1", r"1+f(x+y)", True),
         (r"f(x)+f(y)", r"f(x+y)", False),
+        (r"f(-x)", r"-f(x)", False),
         (r"e^tI(0)", r"I(0)e^t", True),
         (r"I(0)e^{2t}", r"I(0)e^t", False),
         (r"5 \approx 6", r"5", False),
