@@ -1996,7 +1996,7 @@ ANSWERS = {
         (r"\frac{3}{2}Nk_BT", r"\frac{3}{2} N k_{B} T", True),
         (r"f(y+x)+1", r"1+f(x+y)", True),
         (r"f(x)+f(y)", r"f(x+y)", False),
-        (r"f(-x)", r"-f(x)", False),
+        (r"f(2x+2)", r"2f(x+1)", False),
         (r"e^tI(0)", r"I(0)e^t", True),
         (r"I(0)e^{2t}", r"I(0)e^t", False),
         (r"5 \approx 6", r"5", False),
