@@ -1,7 +1,7 @@
 """The entropy mechanism of reinforcement learning for reasoning language models, in one file.
 
     python entropy_rl.py --method kl_cov                  # warm up, train, evaluate, draw: minutes on a laptop CPU
-    python entropy_rl.py --compare --seeds 0,1,2          # all seven methods from the same start
+    python entropy_rl.py --compare --seeds 0,1,2 --out runs/compare     # all seven methods from the same start
     python entropy_rl.py --report runs/kl_cov-seed0       # the law, the prediction and the covariance, from the log
     python entropy_rl.py --check-theory                   # Theorems 1 and 2, in seconds
     python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --method kl_cov    # the hub, a GPU
@@ -19,6 +19,8 @@ The paper is Cui et al., arXiv 2505.22617. The file reads in its order:
     8  The law and the theorems (2.4, 3)   fit_entropy_law (Eq. 6), tabular_entropy_change (Theorems 1, 2)
     9  Reports and pictures                report, draw, compare
    10  Command line                        main
+
+The paper's mathematics is in sections 4 to 6 and 8; section 2 can wait for a second reading.
 
 Shapes: N responses, T response tokens, P prompts, G responses a prompt (N = P G), V vocabulary, M tokens of a batch.
 A rollout is one batch of responses; a mini-batch is one optimizer step; a micro-batch is one forward pass.
@@ -42,6 +44,7 @@ import signal
 import sys
 import tempfile
 import time
+import unicodedata
 import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
@@ -111,8 +114,8 @@ class Config:
     lr: float = setting((2e-4, 1e-6), "AdamW, constant (authors' code: 5e-7 for 7B, 1e-6 for 32B)", low=1e-12)
     seed: int = setting(0, "of sampling, data order and random picks", low=0)
 
-    clip_low: float = setting(None, "PPO clip: ratio above 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
-    clip_high: float = setting(None, "ratio below 1 + this [0.2; clip_higher 0.28, Sec. 4.3; clip_cov 1]", low=0)
+    clip_low: float = setting(None, "PPO clip: ratio from 1 - this (Eq. 4; not pg, kl_cov) [0.2; clip_cov 1]", low=0)
+    clip_high: float = setting(None, "ratio up to 1 + this [0.2; clip_higher 0.28, Sec. 4.3; clip_cov 1]", low=0)
     clip_cov_ratio: float = setting((0.01, 2e-4), "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance window (Sec. 4.3)")
     clip_cov_high: float = setting((20.0, 5.0), "omega_high (Sec. 4.3)")
@@ -202,7 +205,8 @@ def extract_answer(text):
         return text[slice(*box)].strip()
     for pattern in (r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)",
                     r"(?m)####([^A-Za-z#\n]*[0-9](?: [a-z]+)?[^\w#\n]*)$",
-                    r"(?is)\A.*answer[*_ ]*(?:is\b|:)[ :*\n]*(.*?)(?:\.\s|\.?\Z|\n|(?<=[0-9a-z})]\$)[,;][^$0-9\n]*$)"):
+                    r"(?is)\A.*answer[*_ ]*(?:is\b|:)[ :*\n]*(.*?)"
+                    r"(?:\.\s|\.?\Z|\n|[,;]? (?:since|because|which) |, as )"):
         if found := re.findall(pattern, text):
             return re.sub(r"^[ *,;]+|[ *.,;]+$", "", found[-1]) or None
     return None
@@ -217,39 +221,42 @@ _FUNCTIONS.update(secant=lambda z: 1 / cmath.cos(z), csc=lambda z: 1 / cmath.sin
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "°": math.pi / 180, "%": Fraction(1, 100)}
 _NAME = "|".join([*_FUNCTIONS, "pi", "[A-Za-z]"])
 _PLAIN = {spelling: plain for plain, spellings in {
-    "": r"\left \right \big \Big \bigl \Bigl \Bigr \displaystyle \textstyle \angle \quad "
-        r"\mathbf \boldsymbol \bm \bf \rm \underline \Large \, \: \; \! ~ $ \( \) \[ \]", "φ": "ϕ", "ε": "ϵ",
-    "-": "− –", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "^2": "²", "^3": "³", "=": "∈", "≤": "<= ⩽", "≥": ">= ⩾",
-    "≠": r"\neq", ",": r"∪ ⋃ ; and or \\", ":": "to", "(": "⟨", ")": "⟩", "°": r"\circ", "pi": "π", "sqrt": "√",
-    "|": r"\lvert \rvert", "∞": r"\infty infinity", "frac": r"\dfrac \tfrac \cfrac", "binom": r"\dbinom",
-    "1⁄2": "½", "...": r"\ldots \dots", "log": r"\lg", "secant": r"\sec", '"overline"': r"\bar \dot", '"square"': "sq",
-    '"%"': "% percent", '"$"': r"\$ dollar", '"cm"': "cm centimeter", '"m"': "meter", '"inch"': "in inche",
-    '"foot"': "ft feet", '"pound"': "lb", '"s"': "second sec", '"minute"': "min", '"hour"': "hr", '"a" "m"': "am",
-    '"p" "m"': "pm", '"mile" / "hour"': "mph", '"km" / "hour"': "kph", '"g"': "gram"}.items()
-    for spelling in spellings.split()} | {
-    word: f'"{word}"' for word in "mm km kg oz day yes no odd of the for at red cup".split()} | {
-    word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
+    "": r"\left \right \big \Big \bigl \Bigl \Bigr \displaystyle \textstyle \angle \quad \mathbf \boldsymbol \bm "
+        r"\bf \rm \underline \hat \vec \large \Large \therefore \, \: \; \! ~ $ \( \) \[ \]", "φ": "ϕ", "ε": "ϵ",
+    "-": "− – negative", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈ is are", "≤": "<= ⩽", "≥": ">= ⩾",
+    "≠": r"\neq !=", "frac": r"\dfrac \tfrac \cfrac", "…": r"\ldots \dots ...", "log": r"\lg", "secant": r"\sec",
+    ",": r"∪ ⋃ ; and or \\", ":": "to", "(": "⟨", ")": r"⟩ \rfloor \rceil", "⌊ (": r"\lfloor", "⌈ (": r"\lceil",
+    "°": r"\circ", "pi": "π", "sqrt": "√", "|": r"\lvert \rvert", "∞": r"\infty infinity", "binom": r"\dbinom \tbinom",
+    '"overline"': r"\bar \dot", '"square"': "sq", '"%"': "% percent pct percentage", '"$"': r"\$ dollar", '"£"': "£",
+    '"€"': "€ euro", '"cm"': "cm centimeter", '"m"': "meter", '"inch"': "in inche", '"foot"': "ft feet",
+    '"pound"': "lb", '"s"': "second sec", '"minute"': "min", '"hour"': "hr", '"a" "m"': "am", '"p" "m"': "pm",
+    '"mile" / "hour"': "mph", '"km" / "hour"': "kph", '"g"': "gram"}.items() for spelling in spellings.split()} | {
+    word: f'"{word}"' for word in "mm km kg oz day yes no dne odd of the for at red cup".split()} | {
+    w: str(n) for n, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?:\\\\\s*)?\\(begin|end) ?\{[pbBsmal]*(?:matrix|array)\}(?: ?\{[lcr|]*\})?", lambda it: "()"[it[1] == "end"]),
     (r"(?<=\\\\)\[ ?[0-9.]+ ?[a-z]{2} ?\]|(?<=\b[AaPp])\.(?=[Mm]\b)", ""),                # \\[4pt], p.m.
-    (r"(?:, ?\\!|\{,\}) ?(?=[0-9]{3})", ""),                                              # 1{,}234 and 1,\!234
+    (r"(?:, ?\\!|\{ ?, ?\}) ?(?=[0-9]{3})", ""),                                          # 1{,}234 and 1,\!234
     (r"_(?:\{(\w)\}(?![0-9])|([A-Za-z]))", r"_\1\2 "),                                    # x_{a} and x_ab
+    (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"([⁻⁰¹²³⁴-⁹]+)|[¼-¾⅐-⅞]",                                                           # x⁻², ¾
+     lambda it: ("^{%s}" if it[1] else " %s ") % unicodedata.normalize("NFKC", it[0])),
     (r"\\mathbb ?(?:R|\{R\})|\\text ?\{[Aa]ll reals?(?: numbers)?\}", "(-∞,∞)"),
     (r"\\(?:text|math|mbox|hbox|bold|operator)[a-z]* ?\{([^{}]*)\}",                      # \text{ cm.} is "cm"
      lambda box: re.sub(r"([^\W\d_]+)\.?", r'"\1"', box[1]) + " "),
-    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]', lambda match: _plain(match)),
+    (r'"[^"]*"|\\?[A-Za-z]+|\\.|[<>]=|(?<= )!=|\*\*|\.\.\.|[^\sA-Za-z0-9_]', lambda match: _plain(match)),
     (r"\s+(_?)", lambda it: it[1] or " "),
     (r"\b(sin|cos|tan) ?\^ ?\{ ?- ?1 ?\}", r"arc\1 "),
-    (r'^\(? ?"?([A-E])"? ?\) ?[\w.\\$-][^,A-Z"]*$', r"\1"),                                # (C) 12
+    (r'^ ?(?:"(?:option|choice)" )?\(? ?"?([A-E])"? ?(?:\)(?: ?[\w.\\$-][^,A-Z"]*)?)?$', r"\1"),      # (C) 12
     (r'"(?:(square)|cubic)" ("[^"]*")', lambda unit: f"{unit[2]} ^ {2 if unit[1] else 3} "),   # square inches
     (r"([)\]]) ?U ?(?=[(\[])", r"\1,"),                                                   # [0,1) U (2,3]
     (r"\^ ?(?:°|\{ ?° ?\})", "°"),
     (r"\|([^|]*)\|", r" abs(\1)"),
-    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *\.\.\.", r'\1"overline"{\2}'),                    # 0.1666...
+    (r"(\.[0-9]*?)([0-9]{1,9}?)\2{1,9} *…", r'\1"overline"{\2}'),                    # 0.1666...
     (r"^[ ,:=*^≈]+|[ ,.:*^]+$", ""),
     (r"(?<![\w.,^'])[1-9][0-9]{0,2}([, '_])[0-9]{3}(?:\1[0-9]{3})*(?![0-9]|,[0-9]|[^(\[]*[)\]])",
      lambda number: number[0].replace(number[1], "")),                                    # 1,234, but not (1,234)
-    (r"(.*(?:sin|cos|tan|csc|sec|cot).*)|°", lambda it: it[1] or ' "degree" '),           # else a unit like others
+    (r"(^.*(?:sin|cos|tan|csc|sec|cot).*)|°", lambda it: it[1] or ' "degree" '),           # else a unit like others
     (r'([0-9]*\.([0-9]*)) *"overline" ?\{([0-9]+)\}',                                     # 0.1 and 6/90
      lambda number: f" 0{number[1]}0_{number[3]}⁄{'9' * len(number[3])}{'0' * len(number[2])} "),
     (r" *,[ ,]*", ","),
@@ -258,7 +265,7 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'([0-9)]|[0-9] ?\}) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2})[ )]*\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
 _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|"(?!not)[^"]*"|\( [^()0-9]* \)|'
+_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|_ \{ [\w" ]+ \}|"(?!not)[^"]*"|(?<!\w )\( [^()0-9]* \)|'
                      r'(?<=\w )(?:\^ \{ - 1 \} )?\( [^()]* \)))+) = (?!\1$)')
 _UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|maybe|wrong|incorrect|false|plus|'
                    r'minus|negative|less|double|hal[fv]e?|third|tens|dozen|hundred|thousand|\w+(?:illion|teen|bled)|'
@@ -291,7 +298,7 @@ def _normalise(text):
 # or the tuple of a kind and its entries: "," (list), ":" (ratio), "&" (row of a matrix), "=", brackets ("[1" for []).
 _BINDING = dict(zip("!^*/+-:=<≤>≥&,", (9, 8, 6, 6, 5, 5, 4, 3, 3, 3, 3, 3, 2, 1)))
 _OPERATORS = {"+": operator.add, "/": operator.truediv, "^": operator.pow} | dict.fromkeys("-=<≤", operator.sub)
-_VARIABLE = re.compile(r"∞|[A-Za-df-hj-zΑ-ϵℏ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
+_VARIABLE = re.compile(r"[∞⌊⌈A-Za-df-hj-zΑ-ϵℏ]|\"(?![ei%]\").*|[A-Za-zΑ-ϵ][_'].*")
 
 
 def _combine(token, left, right):
@@ -318,7 +325,7 @@ def _parse(tokens, point):
         if token[0] in ".0123456789":
             return sum(map(Fraction, token.split("_")))
         if _VARIABLE.fullmatch(token):      # whole, or a positive or negative fraction; f(x) and I(0) by their argument
-            called = tokens[-1:] == ["("] and (token in "fgFG" or tokens[-3:-2] == [")"])
+            called = tokens[-1:] == ["("] and (token in "fgFG⌊⌈" or tokens[-3:-2] == [")"])
             code = zlib.crc32(f"{token.strip(chr(34))}{operand() if called else ''}/{point}".encode())
             return Fraction(code % 97 + 2, (1, 101, 1, -101, 1)[point])
         if token.strip('"') in _CONSTANTS:
@@ -527,6 +534,7 @@ def warm_up(name: str) -> Path:
     with explain(*told):
         cache.mkdir(parents=True, exist_ok=True)
         draft = tempfile.TemporaryDirectory(dir=cache)
+    print("warm-up of the built-in policy, once: a minute or two", flush=True)
     torch.set_num_threads(1)  # so that the start of a run does not depend on which run came first
     model, tokenizer = tiny_policy(TINY[name])
     imitate(model, tokenizer)
@@ -820,7 +828,7 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
     """A(y) of each response from the rewards of its group: [N] -> [N], rows grouped by prompt.
 
     grpo: Eq. 3, (r - mean of the group) / std of the group, unbiased std + 1e-6 as in the authors' code.
-    rloo: r - mean of the *other* responses of the group. reinforce_pp: r normalised over all rewards given here (in
+    rloo: r - mean of the *other* responses of the group. reinforce_pp: as grpo, but over all rewards given here (in
     training, those of the prompts that are neither all right nor all wrong).
     """
     ### BEGIN SOLUTION
@@ -894,7 +902,8 @@ def token_losses(config: Config, logprobs, old_logprobs, advantages, selected, e
 
     rho = pi / pi_old. Every method starts from the PPO surrogate, -min(rho A, clip(rho) A) (Eq. 4), and then
     clip_cov:      the selected tokens have no gradient, and loss 0 (Eq. 12)
-    kl_cov:        no clip; the selected tokens pay beta KL(pi_old || pi), estimated on the token (Eq. 14)
+    kl_cov:        no clip; the selected tokens pay beta KL(pi_old || pi) (Eq. 14), estimated on the token from
+                   d = log pi - log pi_old: |d| (abs), d^2 / 2 (k2) or e^d - 1 - d (k3)
     entropy_bonus: minus alpha times the entropy (Sec. 4.1); ref_kl: plus beta KL(pi || pi_ref), the k3 estimator
     grpo, clip_higher: the surrogate itself; pg: without clip, the setting of Fig. 8
     """
@@ -1038,7 +1047,8 @@ def update(config: Config, policy: Policy, reference, optimizer, rollouts, rewar
                            ref_logprobs=values(reference, batch)[0] if reference else None)
         loss.backward()
         for part, index in zip(parts, torch.arange(len(batch), device=model.device).split(len(parts[0]))):
-            pairs = [(x, leaf.grad[index]) for x, leaf in zip(graph or forward(model, part), leaves) if x is not None]
+            pairs = [(x, leaf.grad[index]) for x, leaf in zip(graph or forward(model, part), leaves)
+                     if x is not None and leaf.grad is not None]        # a loss need not use the entropy
             torch.autograd.backward(*zip(*pairs))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # as the authors' code
         if finite := torch.isfinite(loss + norm).item():  # anything else must not reach the weights
@@ -1187,18 +1197,19 @@ def train(config: Config) -> list[dict]:
             print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
         stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handler))
-        bar = stack.enter_context(tqdm(range(len(rows), config.steps + 1), "training", disable=None))
+        bar, accuracy = stack.enter_context(tqdm(range(len(rows), config.steps + 1), "training", disable=None)), ""
         for step in bar:
             row, end = rollout_step(config, policy, reference, optimizer, problems, step), step == config.steps
             shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}, length {row['response_length']:.1f}"
-            bar.set_postfix_str(shown)
             if config.eval_every and (step % config.eval_every == 0 or end):
                 result, some = evaluate(config, policy, held_out)
                 row |= result
                 samples += [dict(step=step) | sample for sample in some]
                 append(run / "samples.jsonl", samples[-len(some):])
+                accuracy = f", avg@{row['eval_k']} {row['eval_avg']:.3f}"
                 if bar.disable:  # no terminal
-                    print(f"step {step}: {shown}, avg@{row['eval_k']} {row['eval_avg']:.3f}", flush=True)
+                    print(f"step {step}: {shown}{accuracy}", flush=True)
+            bar.set_postfix_str(shown + accuracy)
             if row["skipped_updates"] and not any(r["skipped_updates"] for r in rows):
                 print(f"step {step}: a loss or gradient was not finite; the update was skipped")
             rows.append(json.loads(json.dumps(row), parse_constant=lambda name: None))  # JSON has no NaN
@@ -1316,7 +1327,7 @@ def tabular_entropy_change(logits: Tensor, rewards: Tensor, lr: float, rule: str
     Theorem 1), -eta Cov_{a~pi}(log pi, A) for the natural one ("npg", Theorem 2). Both are Lemma 1, -Cov(log pi,
     change of the logits). logits, rewards [..., V] -> two tensors [...]."""
     ### BEGIN SOLUTION
-    change = tabular_step(logits, rewards, lr, rule)
+    change = tabular_step(logits, rewards, lr, rule)                         # eta pi A, or eta A: [..., V]
     logprobs, after = logits.log_softmax(-1), (logits + change).log_softmax(-1)
     policy = logprobs.exp()
     actual = (policy * logprobs).sum(-1) - (after.exp() * after).sum(-1)
@@ -1359,7 +1370,7 @@ COLORS = dict(grpo="#000000", clip_higher="#E69F00", clip_cov="#0072B2", kl_cov=
               ref_kl="#CC79A7", pg="#56B4E9")  # Okabe and Ito's, safe for the colour-blind
 QUADRANTS = ("A+ p+", "A+ p-", "A- p+", "A- p-")  # advantage A, probability p; + above the mean, - below
 COLUMNS = dict(entropy="entropy", response_length="length", eval_avg="avg@k", eval_avg_se="± se", eval_pass="pass@k",
-               eval_greedy="greedy", seconds="seconds")  # of the table that ends a run
+               eval_greedy="greedy", seconds="total s")  # of the table that ends a run
 
 
 def law_points(rows: list[dict]) -> tuple[list[float], list[float]]:
@@ -1375,7 +1386,7 @@ def report(run) -> None:
         run, *(config.get(key) for key in ("method", "model", "data", "seed")), len(rows)))
     if len(rows) < 2:
         return print("  too short to report on: no update is in the log")
-    table({"end": [rows]})
+    table([("end", [rows])])
     report_law(config, rows)
     updates = [r for r in rows if r.get("cov_mean") is not None]
     if updates:
@@ -1476,8 +1487,10 @@ PANELS = [  # title, unit, keys of the rows that are drawn; beside them stands t
     ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS])]
 
 
-def smooth(logs: list[list[dict]], key: str, reach=4):
-    """Steps, and values [logs, steps] of a key: at the steps that every log has, the mean over the steps in reach."""
+def smooth(logs: list[list[dict]], key: str):
+    """Steps, and values [logs, steps] of a key: at the steps that every log has, the mean over the nine steps around,
+    but evaluations as they are."""
+    reach = 0 if key.startswith("eval") else 4
     known = [{r["step"]: r[key] for r in rows if r.get(key) is not None} for rows in logs]
     steps = sorted(set.intersection(*map(set, known)))
     return steps, [[fmean(seed[near] for near in range(step - reach, step + reach + 1) if near in seed)
@@ -1485,10 +1498,11 @@ def smooth(logs: list[list[dict]], key: str, reach=4):
 
 
 def draw(runs: list, path: Path):
-    """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range;
-    for one run also its covariance beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
+    """Entropy, accuracy, length and the law for any number of runs, the seeds of a method as their mean and range, and
+    their table; for one run also Cov beside the fall of entropy, the quantiles of Table 1, and the quadrants."""
     shown, groups, seen = PANELS[:7 if len(runs) == 1 else 3], {}, Counter()
-    panels = [(title, "rollout step", unit, [], {}) for title, unit, _ in shown]
+    panels = [(title, "rollout step" + ", mean of nine" * (keys != ["eval_avg"]), unit, [], {})
+              for title, unit, keys in shown]
     panels.append(("The law R = -a exp(H) + b (Eq. 6, Fig. 1)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
         label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
@@ -1498,6 +1512,8 @@ def draw(runs: list, path: Path):
                 row["-dH"] = row["entropy"] - later["entropy"]
             for name in ("cov", "selected"):
                 row |= zip((f"{name} {q}" for q in QUADRANTS), row.get(f"quadrant_{name}") or ())
+    if len(runs) > 1:
+        table([(label, logs) for (_, label, _), logs in groups.items()])
     for (_, label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
@@ -1515,35 +1531,33 @@ def draw(runs: list, path: Path):
     picture(path, panels)
 
 
-def at_end(logs: list[list[dict]], key: str) -> float:
-    """A column of the table, mean over seeds, NaN for none: all seconds, the last evaluation, else the last tenth."""
-    if key == "eval_avg_se" and len(logs) > 1:
-        return torch.tensor([at_end([rows], "eval_avg") for rows in logs]).std().item() / len(logs) ** 0.5
-    known = [[r[key] for r in rows if r.get(key) is not None] or [math.nan] for rows in logs]
-    return fmean(sum(x) if key == "seconds" else x[-1] if key.startswith("eval") else fmean(x[-max(1, len(x) // 10):])
-                 for x in known)
+def at_end(rows: list[dict], key: str) -> float:
+    """A column of the table for one log, NaN for none: all seconds, the last evaluation, else the last tenth's mean."""
+    known = [r[key] for r in rows if r.get(key) is not None] or [math.nan]
+    return (sum(known) if key == "seconds" else
+            known[-1] if key.startswith("eval") else fmean(known[-max(1, len(known) // 10):]))
 
 
-def table(runs: dict):
-    """Print a line for the start and one for the end of each method's logs, the means over its seeds."""
-    starts = [rows[:1] for rows in next(iter(runs.values()))]
-    spread = "± over seeds" if len(starts) > 1 else "± over problems"
-    print(f"{spread:16s}" + "".join(f"{title:>9}" for title in COLUMNS.values()))
-    for name, logs in (dict(before=starts) | runs).items():
-        print(f"{name:16s}" + "".join(f"{at_end(logs, key):9.3f}" for key in COLUMNS).replace("nan", "  -"))
+def table(groups: list[tuple[str, list]]):
+    """Print the start and the end of each (name, logs): the mean over its seeds, and the standard error of that."""
+    print("se over problems" + "".join(f"{title:>9}" for title in COLUMNS.values()))
+    for name, logs in [("before", [rows[:1] for rows in groups[0][1]]), *groups]:
+        columns = [[at_end(rows, key) for rows in logs] for key in COLUMNS]
+        print(f"{name:16s}" + "".join(f"{fmean(x):9.3f}" for x in columns).replace("nan", "  -"))
+        if len(logs) > 1:
+            print(f"{'  ± over seeds':16s}" + "".join(f"{torch.tensor(x).std() / len(x) ** 0.5:9.3f}" for x in columns))
 
 
 def compare(given: dict):
     """Table 2 and Fig. 11 in small: every method on every seed, from the same start; a table and a picture."""
-    out, done = given.get("out") or "runs", {}
+    out = given.get("out") or "runs"
     with explain(f"--seeds {given.get('seeds')}: give numbers with commas, as in 0,1,2"):
         seeds = {int(seed): None for seed in str(given.get("seeds") or given.get("seed") or 0).split(",")}
     runs = [Config(**given | dict(method=method, seed=seed, out=f"{out}/{method}-seed{seed}", resume=True))
             for seed in seeds for method in METHODS]
     for number, config in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.out}", flush=True)
-        done.setdefault(config.method, []).append(train(config))
-    table(done)
+        train(config)
     draw([config.out for config in runs], Path(out, "comparison.png"))
 
 
