@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -724,6 +725,17 @@ def test_entropy_probe_measures_equation_5(run, folder, monkeypatch):
     assert abs(means[1] - means[0]) > 1e-3
 
 
+def test_update_by_a_loss_without_the_entropy(run, monkeypatch):
+    """Asked for and not used, the entropy changes nothing: an entropy bonus of a reader's own may look at it only."""
+    real = er.token_losses
+    rows, end = run(method="grpo", micro_batch=3)
+    monkeypatch.setattr(er, "token_losses", lambda config, *a: real(replace(config, method="grpo"), *a))
+    same_rows, same_end = run(method="entropy_bonus", micro_batch=3)
+    assert [r["loss"] for r in rows] == [r["loss"] for r in same_rows]
+    for name, value in end.items():
+        close(value, same_end[name], rtol=0, atol=1e-6)
+
+
 def test_update_nothing_to_learn(run, folder, monkeypatch):
     """A rollout whose groups are all equal moves nothing."""
     monkeypatch.setattr(er, "math_reward", lambda text, gold: 1.0)
@@ -1411,7 +1423,7 @@ def test_two_processes_that_warm_up_at_once(monkeypatch, tmp_path):
     assert er.warm_up("tiny-16") == first[1] and [*first[1].parent.iterdir()] == [first[1]]
 
 
-def test_another_warm_up(monkeypatch, tmp_path):
+def test_another_warm_up(monkeypatch, tmp_path, capsys):
     """The README's shell line draws another warm policy, by its first weights and by its texts, with a key of its own."""
     other = tmp_path / "warm1.py"
     line = f"""sed "s/^WARM_UP_SEED = 0/WARM_UP_SEED = 1/" '{er.__file__}' > '{other}'"""
@@ -1427,6 +1439,7 @@ def test_another_warm_up(monkeypatch, tmp_path):
         monkeypatch.setattr(code, "crowd_solution", lambda text, *a: texts.append(text) or "=")
         folders.append(code.warm_up("tiny-16"))
         weights.append(bits(dict(AutoModelForCausalLM.from_pretrained(folders[-1]).state_dict())))
+    assert capsys.readouterr().out.count("warm-up of the built-in policy, once") == 2  # each is said
     assert folders[0] != folders[1] and weights[0] != weights[1] and texts[:128] != texts[128:] and len(texts) == 256
 
 
@@ -1784,6 +1797,25 @@ def test_a_run_that_is_never_evaluated(cli, toys):
     """--eval-every 0: trains, draws and ends with its table."""
     status, out, errors = cli(eval_every=0, steps=2, picture=True)
     assert status == 0 and "entropy" in out and "nan" not in out and "UserWarning" not in str(errors)
+
+
+def test_smooth():
+    """The mean of the steps up to four away that the log has; evaluations as they are; steps that every log has."""
+    one = [dict(step=s, entropy=float(s ** 2), eval_avg=float(s)) for s in range(12)]
+    two = [dict(step=s, entropy=1.0, eval_avg=2.0) for s in (0, 5, 11)]
+    steps, values = er.smooth([one, two], "entropy")
+    assert steps == [0, 5, 11] and values[1] == [1.0] * 3
+    assert values[0] == [sum(s ** 2 for s in near) / len(near) for near in (range(5), range(1, 10), range(7, 12))]
+    assert er.smooth([one, two], "eval_avg") == ([0, 5, 11], [[0.0, 5.0, 11.0], [2.0] * 3])
+
+
+def test_a_terminal_shows_the_last_evaluation(cli, toys, monkeypatch):
+    """The bar has entropy, reward, length, and avg@k as last measured."""
+    shown = []
+    monkeypatch.setattr(er.tqdm, "set_postfix_str", lambda self, text: shown.append(text))
+    assert cli(steps=3, eval_every=2)[0] == 0
+    assert ["avg@" in text for text in shown] == [True] * 4 and len({text[text.index("avg@"):] for text in shown}) <= 3
+    assert all(re.match(r"entropy [\d.]+, reward [\d.]+, length [\d.]+, avg@\d [\d.]+$", text) for text in shown)
 
 
 def test_compare_trains_each_run_once(cli, toys, tmp_path):
@@ -2309,6 +2341,7 @@ ANSWERS = {
         (r"\lfloor x\rfloor y", r"\lfloor xy\rfloor", False),
         (r"\lfloor 0.5 n \rfloor", r"\left\lfloor\frac{n}{2}\right\rfloor", True),
         (r"\lfloor n/2 \rfloor", r"\lceil n/2 \rceil", False),
+        (r"\lfloor 2x\rfloor y", r"\lfloor 2xy\rfloor", False),
         (r"\lfloor n/2 \rfloor", r"\lfloor n/3 \rfloor", False),
         (r"\text{There are } 42 \text{ ways}", r"42", True),
         (r"\text{There is no solution}", r"\text{no solution}", True),
@@ -2342,7 +2375,8 @@ EXTRACT = [      # text, answer
     ("#### 5\n#### 7", "7"), ("The answer is 3. No, the answer is 4.", "4"), ("The answer is 4.\n#### 5", "5"),
     ("#### 5\nThe answer is 4.", "5"), (r"\boxed{5\}}", r"5\}"), (r"\boxed{\{5}", r"\{5"),
     ("The answer is $5$, since $2+3=5$.", "$5$"), ("The answer is 5 because 2+3=5.", "5"),
-    ("The answer is 5 as well as 6.", "5 as well as 6"), ("#### 18 dollars", "18 dollars"), ("#### 5 or 6", None), ("#### 1. First\n#### 2. Then", None),
+    ("The answer is 5 as well as 6.", "5 as well as 6"), ("#### 18 dollars", "18 dollars"),
+    ("#### 5 or 6", None), ("#### 1. First\n#### 2. Then", None),
     ("The answer is $18$, as computed.", "$18$"), ("The answer is $5, or $6.", "$5, or $6"), ("2+3=5\n#### 5", "5"),
     ("The answer is $5$ or $6$.", "$5$ or $6$"), ("The answer is $5$, $6$.", "$5$, $6$"), ("#### 1,234", "1,234"),
     ("**Final Answer**: 12", "12"), ("Answer : 7", "7"), ("The answer isn't 5", None), ("#### .5", ".5"),
@@ -2376,7 +2410,7 @@ HOSTILE = [     # refused or read as plain text, each within 0.1 s
     "1e99999999", "10^{10^{10}}", "2^{-99999999}", "\\binom{10^9}{5\\cdot 10^8}", "\\pm" * 10 ** 4 + "1",
     "\\pm 1" * 300, ",".join(["1"] * 900), ",".join(["\\pm 1"] * 200), ",".join(["\\pm 1 \\pm 2 \\pm 3"] * 45),
     "1" + ",000" * 400, "1" + " 000" * 450 + "x", "\\begin{pmatrix}" + "&".join(["1"] * 900) + "\\end{pmatrix}",
-    "f(C)" * 140, "f(x) " * 110, "(C)(C)" * 90, "v_{\\text{max}}" * 35,
+    "f(C)" * 21, "f(x)" * 21 + "y", "(C)(C)" * 90, "v_{\\text{max}}" * 35,
     "\\begin{pmatrix}" * 120, "\\boxed{" * 10 ** 5, "\\boxed" * 10 ** 5, "<think>" * 10 ** 5, "</think>" * 10 ** 5,
     "<think></think>" * 10 ** 5, "#" * 10 ** 5, "answer is " * 10 ** 5, "\\text{" * 300, " " * 10 ** 5,
     " " * 1990 + "x", "\\" * 1999, "$" * 1999, "\"" * 1999, "0." + "3" * 1990 + "...", "0." + "12" * 900 + "x",
