@@ -1368,6 +1368,7 @@ def check_theory(out: str):
 
 COLORS = dict(grpo="#000000", clip_higher="#E69F00", clip_cov="#0072B2", kl_cov="#D55E00", entropy_bonus="#009E73",
               ref_kl="#CC79A7", pg="#56B4E9")  # Okabe and Ito's, safe for the colour-blind
+SHADES = ("#440154", "#3B528B", "#21918C", "#5EC962", "#D0B000")  # of the curves that are no methods: viridis
 QUADRANTS = ("A+ p+", "A+ p-", "A- p+", "A- p-")  # advantage A, probability p; + above the mean, - below
 COLUMNS = dict(entropy="entropy", response_length="length", eval_avg="avg@k", eval_avg_se="± se", eval_pass="pass@k",
                eval_greedy="greedy", seconds="total s")  # of the table that ends a run
@@ -1452,7 +1453,7 @@ def report_law(config: dict, rows: list[dict]):
 
 
 def picture(path: Path, panels: list[tuple]):
-    """Draw panels (title, x label, y label, curves, more settings of the axis), in two rows from three panels on.
+    """Draw panels (title, x label, y label, curves, more settings of the axis), an even number, two to a row.
     A curve is (label or None, x, y [seeds, x], style): the mean over the seeds, and their range."""
     try:  # nothing else needs it
         import matplotlib
@@ -1461,14 +1462,16 @@ def picture(path: Path, panels: list[tuple]):
         return print("no pictures: they need matplotlib (pip install matplotlib)")
     matplotlib.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "axes.titlesize": 10,
                                 "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.3})
-    rows = 1 + (len(panels) > 2)
-    figure = Figure((4.5 * len(panels) / rows, 3.6 * rows), layout="constrained")
-    for axis, (title, across, up, curves, more) in zip(figure.subplots(rows, len(panels) // rows).flat, panels):
+    figure = Figure((9, 1.8 * len(panels)), layout="constrained")
+    for axis, (title, across, up, curves, more) in zip(figure.subplots(len(panels) // 2, 2).flat, panels):
         for label, x, y, style in curves:
             y = torch.as_tensor(y, dtype=torch.float64)
             axis.plot(x, y.mean(0), label=label, **style)
             axis.fill_between(x, y.amin(0), y.amax(0), color=style["color"], alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel=across, ylabel=up, **more)
+        if "yscale" in more:  # 0.2, not 2 x 10^-1
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     with explain(f"{path} cannot be written"):
@@ -1481,10 +1484,10 @@ PANELS = [  # title, unit, keys of the rows that are drawn; beside them stands t
     ("Policy entropy (Eq. 5)", "nats per token", ["entropy"]),
     ("Held-out accuracy", "avg@k", ["eval_avg"]),
     ("Response length", "tokens", ["response_length"]),
-    ("Covariance and the fall of entropy (Fig. 8)", "mean Cov; nats in ten steps", ["cov_mean", "-dH"]),
+    ("Covariance and the fall of entropy (Fig. 8)", "mean Cov; nats", ["cov_mean", "fall of H in ten steps"]),
     ("Largest covariances (Table 1)", "mean Cov of the top", [f"cov_top_{p}" for p in COV_TOP]),
-    ("Part of the mean Cov, by quadrant", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
-    ("Tokens selected a step, by quadrant", "tokens selected a step", [f"selected {q}" for q in QUADRANTS])]
+    ("Mean Cov by quadrant (A: advantage, p: probability)", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
+    ("Tokens selected by quadrant (+ above the mean)", "tokens a step", [f"selected {q}" for q in QUADRANTS])]
 
 
 def smooth(logs: list[list[dict]], key: str):
@@ -1509,7 +1512,7 @@ def draw(runs: list, path: Path):
         groups.setdefault((Path(run).resolve().parent, label, read_config(run).get("method")), []).append(rows)
         for row, later in zip(rows, rows[10:] + [{}] * 10):  # the keys that only PANELS has
             if None not in (row.get("entropy"), later.get("entropy")):
-                row["-dH"] = row["entropy"] - later["entropy"]
+                row["fall of H in ten steps"] = row["entropy"] - later["entropy"]
             for name in ("cov", "selected"):
                 row |= zip((f"{name} {q}" for q in QUADRANTS), row.get(f"quadrant_{name}") or ())
     if len(runs) > 1:
@@ -1518,7 +1521,7 @@ def draw(runs: list, path: Path):
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
         seen[method] += 1
         for (*_, curves, more), (_, _, keys) in zip(panels, shown):
-            for key, color in zip(keys, COLORS.values() if len(keys) > 1 else [style["color"]]):
+            for key, color in zip(keys, SHADES if len(keys) > 1 else [style["color"]]):
                 name = key if len(keys) > 1 else label if key == "entropy" else None
                 curves.append((name, *smooth(logs, key), style | dict(color=color)))
             if keys[0] in ("entropy", "cov_top_0.02") and any(map(any, curves[-1][2])):  # they span decades

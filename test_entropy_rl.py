@@ -2445,6 +2445,15 @@ def test_math_reward_refuses_hacks(response, gold):
     assert er.math_reward(f"\\boxed{{{gold}}}", gold) == 1.0
 
 
+def test_math_reward_on_pairs_written_blind():
+    """992 true and 1,047 false pairs by a writer who had not seen the verifier: few refused, hardly one accepted."""
+    path = Path(er.__file__).with_name(".github") / "blind_pairs.jsonl"
+    wrong = {True: 0, False: 0}
+    for pair in map(json.loads, path.read_text("utf-8").splitlines()):
+        wrong[pair["label"]] += er.math_reward(pair["text"], pair["gold"]) != pair["label"]
+    assert wrong[True] <= 60 and wrong[False] <= 1
+
+
 def test_math_reward_is_safe_and_fast():
     junk = random.Random(0)
     letters = "\\{}()[]^_.,;0123456789+-*/=<>|!&$% abcxyzfrsqtpi"
