@@ -191,8 +191,9 @@ def explain(what: str, then: str = ""):
 
 def extract_answer(text):
     """The final answer of a response: the content of its last \\boxed{} or \\fbox{} with balanced braces, else of
-    `\\boxed 7`, else the last line `#### n` (a unit may follow), else what follows the last "answer is" or "answer:",
-    else None. Only what comes after the last </think> and before an unclosed <think> counts."""
+    `\\boxed 7`, else the last line `#### n` (a unit may follow), else what follows the last "answer is" or "answer:", to
+    the end of the sentence or line or to a reason (since, because, which; ", as"), else None. Only what comes after the
+    last </think> and before an unclosed <think> counts. Its time is linear in the length."""
     ### BEGIN SOLUTION
     text = str(text).rpartition("</think>")[2].partition("<think>")[0][-300000:]
     box, opened = (0, 0), []
@@ -1486,7 +1487,7 @@ PANELS = [  # title, unit, keys of the rows that are drawn; beside them stands t
     ("Response length", "tokens", ["response_length"]),
     ("Covariance and the fall of entropy (Fig. 8)", "mean Cov; nats", ["cov_mean", "fall of H in ten steps"]),
     ("Largest covariances (Table 1)", "mean Cov of the top", [f"cov_top_{p}" for p in COV_TOP]),
-    ("Mean Cov by quadrant (A: advantage, p: probability)", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
+    ("Mean Cov by quadrant (A advantage, p probability)", "part of the mean Cov", [f"cov {q}" for q in QUADRANTS]),
     ("Tokens selected by quadrant (+ above the mean)", "tokens a step", [f"selected {q}" for q in QUADRANTS])]
 
 
@@ -1527,7 +1528,14 @@ def draw(runs: list, path: Path):
             if keys[0] in ("entropy", "cov_top_0.02") and any(map(any, curves[-1][2])):  # they span decades
                 more["yscale"] = "log"
         entropy, accuracy = (sum(x, []) for x in zip(*map(law_points, logs)))
-        law.append((None, entropy, [accuracy], style | dict(linestyle="", marker=".", alpha=0.6)))
+        dots = style | dict(linestyle="", marker=".", alpha=0.6)
+        law.append((None, entropy, [accuracy], dots))
+        probed = [(1e3 * r["probe_first_order"], 1e3 * r["probe_entropy_change"]) for rows in logs for r in rows
+                  if None not in (r.get("probe_first_order"), r.get("probe_entropy_change"))]
+        if probed and len(runs) == 1:  # in the place of the selections, for pg makes none
+            predicted, measured = zip(*probed)
+            panels[6] = ("Entropy change in an update (Fig. 8)", "<grad H, d theta> (millinats)",
+                         "measured (millinats)", [(None, predicted, [measured], dots)], {})
         with contextlib.suppress(UserError):  # too few points for a law
             fit, grid = fit_entropy_law(entropy, accuracy), torch.linspace(min(entropy), max(entropy), 50)
             law.append((f"{label}: R² {fit.r2:.2f}", grid, fit.predict(grid)[None], style))

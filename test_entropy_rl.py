@@ -1722,7 +1722,7 @@ def test_report_of_a_known_law(cli, tmp_path):
     assert str(picture) in out and picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
 
 
-def test_report_of_a_probe(cli, tmp_path):
+def test_report_of_a_probe(cli, monkeypatch, tmp_path):
     """Correlation and slope of the measured change on both predictions; a step without an update, and a null, do not
     stop it."""
     run = synthetic(tmp_path / "run", decay(9))
@@ -1733,8 +1733,12 @@ def test_report_of_a_probe(cli, tmp_path):
                     probe_covariance_by_right=[None, n / 10])
     rows[4]["probe_first_order"] = None
     er.append(run / "metrics.jsonl", rows, "w")
+    drawn, real = [], er.picture
+    monkeypatch.setattr(er, "picture", lambda path, panels: (drawn.extend(panels), real(path, panels)))
     status, out, errors = cli(f"--report {run}", small=False)
     assert status == 0 and not errors and "Cov (Table 1), step 2:" in out
+    (_, predicted, [measured], _), = next(curves for title, _, _, curves, _ in drawn if "in an update" in title)
+    assert list(zip(predicted, measured)) == [(500.0 * n, 1000.0 * n) for n in (2, 3, 5, 6, 7, 8)]
     assert "<grad H, d theta>: r = 1.000, slope 2\n" in out and "the covariance: r = -1.000, slope -4\n" in out
     assert "prompts with 1 right: 0.5167\n" in out and "with 0 right" not in out
 
