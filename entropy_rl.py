@@ -191,9 +191,9 @@ def explain(what: str, then: str = ""):
 
 def extract_answer(text):
     """The final answer of a response: the content of its last \\boxed{} or \\fbox{} with balanced braces, else of
-    `\\boxed 7`, else the last line `#### n` (a unit may follow), else what follows the last "answer is" or "answer:", to
-    the end of the sentence or line or to a reason (since, because, which; ", as"), else None. Only what comes after the
-    last </think> and before an unclosed <think> counts. Its time is linear in the length."""
+    `\\boxed 7`, else the last line `#### n` (a unit may follow), else what follows the last "answer is" or "answer:",
+    to the end of the sentence or line or to a reason (since, because, which; ", as"), else None. Only what comes after
+    the last </think> and before an unclosed <think> counts. Its time is linear in the length."""
     ### BEGIN SOLUTION
     text = str(text).rpartition("</think>")[2].partition("<think>")[0][-300000:]
     box, opened = (0, 0), []
