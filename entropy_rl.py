@@ -209,7 +209,7 @@ def extract_answer(text):
                     r"(?is)\A.*answer[*_ ]*(?:is\b|:)[ :*\n]*(.*?)"
                     r"(?:\.\s|\.?\Z|\n|[,;]? (?:since|because|which) |, as )"):
         if found := re.findall(pattern, text):
-            return re.sub(r"^[ *,;]+|[ *.,;]+$", "", found[-1]) or None
+            return found[-1].lstrip(" *,;").rstrip(" *.,;") or None
     return None
     ### END SOLUTION
 
@@ -226,7 +226,7 @@ _PLAIN = {spelling: plain for plain, spellings in {
         r"\bf \rm \underline \hat \vec \large \Large \therefore \, \: \; \! ~ $ \( \) \[ \]", "φ": "ϕ", "ε": "ϵ",
     "-": "− – negative", "*": r"\cdot × ·", "/": "÷ per", "^": "**", "=": "∈ is are", "≤": "<= ⩽", "≥": ">= ⩾",
     "≠": r"\neq !=", "frac": r"\dfrac \tfrac \cfrac", "…": r"\ldots \dots ...", "log": r"\lg", "secant": r"\sec",
-    ",": r"∪ ⋃ ; and or \\", ":": "to", "(": "⟨", ")": r"⟩ \rfloor \rceil", "⌊ (": r"\lfloor", "⌈ (": r"\lceil",
+    ",": r"∪ ⋃ ; and or \\", ":": "to", "(": "⟨", ")": "⟩",
     "°": r"\circ", "pi": "π", "sqrt": "√", "|": r"\lvert \rvert", "∞": r"\infty infinity", "binom": r"\dbinom \tbinom",
     '"overline"': r"\bar \dot", '"square"': "sq", '"%"': "% percent pct percentage", '"$"': r"\$ dollar", '"£"': "£",
     '"€"': "€ euro", '"cm"': "cm centimeter", '"m"': "meter", '"inch"': "in inche", '"foot"': "ft feet",
@@ -240,6 +240,7 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?:, ?\\!|\{ ?, ?\}) ?(?=[0-9]{3})", ""),                                          # 1{,}234 and 1,\!234
     (r"_(?:\{(\w)\}(?![0-9])|([A-Za-z]))", r"_\1\2 "),                                    # x_{a} and x_ab
     (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\\l(floor|ceil)\b(.*?)\\r\1\b", lambda it: f"{'⌊⌈'[it[1] == 'ceil']} ({it[2]})"),
     (r"([⁻⁰¹²³⁴-⁹]+)|[¼-¾⅐-⅞]",                                                           # x⁻², ¾
      lambda it: ("^{%s}" if it[1] else " %s ") % unicodedata.normalize("NFKC", it[0])),
     (r"\\mathbb ?(?:R|\{R\})|\\text ?\{[Aa]ll reals?(?: numbers)?\}", "(-∞,∞)"),
@@ -266,12 +267,13 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'([0-9)]|[0-9] ?\}) ?(?:_|"base") ?(?:\{[^{}0-9]*([0-9]{1,2})[ )]*\}|([0-9]{1,2})(?![0-9⁄]))', r'\1 "base\2\3"'))]
 _TOKEN = re.compile(r"""[0-9]+\ +[0-9]+[⁄/][0-9]+|(?:[0-9.]+_)?[0-9]+⁄[0-9]+|"[^"]*"|[a-z]{2,}|
     (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?|\w(?:_(?:\w|\{\w+\}))?'*|\S""", re.VERBOSE)
-_STATED = re.compile(r'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|_ \{ [\w" ]+ \}|"(?!not)[^"]*"|(?<!\w )\( [^()0-9]* \)|'
-                     r'(?<=\w )(?:\^ \{ - 1 \} )?\( [^()]* \)))+) = (?!\1$)')
-_UNIT = re.compile(r'"[$€£]" |(?<=[\w)}\]])(?:(?: [*/])? "(?!(?:not?|never|except|but|maybe|wrong|incorrect|false|plus|'
-                   r'minus|negative|less|double|hal[fv]e?|third|tens|dozen|hundred|thousand|\w+(?:illion|teen|bled)|'
-                   r'\w+(?<!mon)th|squared|cubed|factorial|repeating|[b-fi-kn-rt-zBD-EGHIMO-SUX-Z])")[^"]+"'
-                   r'(?: \^ (?:[23]|\{ - [1-3] \}))?)+(?= [^\w\\(\[{"^|]|$)')
+_DENIAL = "not?|none|neither|never|false|wrong|incorrect|undefined|error|minus|double|half|opposite"  # no name or unit
+_STATED = re.compile(rf'(?:^|(?<=, ))((?: ?(?:[^\W\d]\S*(?!\S)|_ \{{ [\w" ]+ \}}|"(?!(?:{_DENIAL})")[^"]*"|'
+                     r'(?<!\w )\( [^()0-9]* \)|(?<=\w )(?:\^ \{ - 1 \} )?\( [^()]* \)))+) = (?!\1$)')
+_UNIT = re.compile(rf'"[$€£]" |(?<=[\w)}}\]])(?:(?: [*/])? "(?!(?:{_DENIAL}|except|but|maybe|plus|negative|less|halve|'
+                   r'third|tens|dozen|hundred|thousand|\w+(?:illion|teen|bled)|\w+(?<!mon)th|squared|cubed|factorial|'
+                   r'repeating|[b-fi-kn-rt-zBD-EGHIMO-SUX-Z])")[^"]+"(?: \^ (?:[23]|\{ - [1-3] \}))?)+'
+                   r'(?= [^\w\\(\[{"^|]|$)')
 _NUMBER = re.compile(r'("[^"]*" )?[-0-9./_ ()]*("[^"]*"[^0-9]*)?')     # a plain number; an operation left to do:
 _WORKED = re.compile(r"(?![0-9]+ \+ [0-9]+/[0-9]+$).*(?:[\w)}\"] [-+*] (?!10 \^)|[0-9)}] [(\[]|[0-9)] \{)")
 
@@ -405,7 +407,7 @@ def answers_match(prediction, gold):
     - Equations and inequalities may be rearranged or scaled.
     - Several answers match only as many, in any order; tuples, intervals and matrices keep order and ends.
     - Variables (and f(x), I(0)) keep name and case; words ignore case. What is not read, as 1 < x < 3, stays text.
-    - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, and floats within 1e-12 of each other."""
+    - Not told apart: CAB and ABC, {1}, {2, 3} and {1, 2}, {3}, £5 and an unescaped $5, floats within 1e-12."""
     texts = isinstance(prediction, str) and isinstance(gold, str)
     if not texts or prediction.split() == gold.split() or max(len(prediction), len(gold)) > 600:
         return texts and prediction.split() == gold.split() != []
@@ -1510,13 +1512,15 @@ def draw(runs: list, path: Path):
     panels.append(("The law R = -a exp(H) + b (Eq. 6, Fig. 1)", "entropy (nats per token)", "avg@k", law := [], {}))
     for run in runs:
         label, rows = re.sub(r"-seed\d+$", "", Path(run).resolve().name), read_log(run)
+        if not rows and len(runs) > 1:
+            continue
         groups.setdefault((Path(run).resolve().parent, label, read_config(run).get("method")), []).append(rows)
         for row, later in zip(rows, rows[10:] + [{}] * 10):  # the keys that only PANELS has
             if None not in (row.get("entropy"), later.get("entropy")):
                 row["fall of H in ten steps"] = row["entropy"] - later["entropy"]
             for name in ("cov", "selected"):
                 row |= zip((f"{name} {q}" for q in QUADRANTS), row.get(f"quadrant_{name}") or ())
-    if len(runs) > 1:
+    if groups and len(runs) > 1:
         table([(label, logs) for (_, label, _), logs in groups.items()])
     for (_, label, method), logs in groups.items():
         style = dict(color=COLORS.get(method, "#777777"), linestyle=("-", "--", ":", "-.")[seen[method] % 4])
@@ -1551,12 +1555,14 @@ def at_end(rows: list[dict], key: str) -> float:
 
 def table(groups: list[tuple[str, list]]):
     """Print the start and the end of each (name, logs): the mean over its seeds, and the standard error of that."""
-    print("se over problems" + "".join(f"{title:>9}" for title in COLUMNS.values()))
+    width = max(16, *(len(name) + 1 for name, _ in groups))
+    print(f"{'se over problems':{width}}" + "".join(f"{title:>9}" for title in COLUMNS.values()))
     for name, logs in [("before", [rows[:1] for rows in groups[0][1]]), *groups]:
         columns = [[at_end(rows, key) for rows in logs] for key in COLUMNS]
-        print(f"{name:16s}" + "".join(f"{fmean(x):9.3f}" for x in columns).replace("nan", "  -"))
+        print(f"{name:{width}}" + "".join(f"{fmean(x):9.3f}" for x in columns).replace("nan", "  -"))
         if len(logs) > 1:
-            print(f"{'  ± over seeds':16s}" + "".join(f"{torch.tensor(x).std() / len(x) ** 0.5:9.3f}" for x in columns))
+            errors = [torch.tensor(x).std() / len(x) ** 0.5 for x in columns]
+            print(f"{'  ± over seeds':{width}}" + "".join(f"{x:9.3f}" for x in errors).replace("nan", "  -"))
 
 
 def compare(given: dict):
@@ -1607,7 +1613,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             if not config.report:
                 train(config)
-            runs = config.report or [config.out]
+            runs = list(dict.fromkeys(map(Path, config.report or [config.out])))
             for run in runs:
                 report(run)
             draw(runs, Path(runs[0], "report.png") if len(runs) == 1 else Path(runs[0]).parent / "comparison.png")

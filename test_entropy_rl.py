@@ -1764,7 +1764,7 @@ def test_report_has_no_shares_of_no_gain(cli, tmp_path):
     """Fig. 2's shares are told of a run that gained, and not of one that ended where it began or lower."""
     for name, end, told in (("flat", 0.2, 0), ("worse", 0.1, 0), ("better", 0.5, 2)):
         synthetic(tmp_path / name, [(1 - n / 20, 0.2 + n * (end - 0.2) / 12) for n in range(13)])
-        status, out, _ = cli(small=False, report=tmp_path / name)
+        status, out, _ = cli(small=False, picture=False, report=tmp_path / name)
         assert status == 0 and out.count("(Fig. 2: 1/") == told and "nan%" not in out
 
 
@@ -1811,6 +1811,20 @@ def test_smooth():
     assert steps == [0, 5, 11] and values[1] == [1.0] * 3
     assert values[0] == [sum(s ** 2 for s in near) / len(near) for near in (range(5), range(1, 10), range(7, 12))]
     assert er.smooth([one, two], "eval_avg") == ([0, 5, 11], [[0.0, 5.0, 11.0], [2.0] * 3])
+
+
+def test_report_of_several_runs(cli, tmp_path):
+    """Their table: an empty log is left out, a run given twice is one, a run never evaluated has dashes, no nan."""
+    names = [synthetic(tmp_path / name, points) for name, points in (
+        ("a_name_of_more_than_sixteen", decay(9)), ("kl_cov-seed0", []), ("kl_cov-seed1", decay(9)),
+        ("grpo-seed0", [(h, None) for h, _ in decay(9)]), ("grpo-seed1", [(h, None) for h, _ in decay(7)]))]
+    status, out, errors = cli("--report " + " ".join(map(str, [*names, names[0]])), small=False)
+    assert status == 0 and not errors and "nan" not in out
+    header, before, *lines = out[out.rindex("se over problems"):].splitlines()
+    assert [line.split()[0] for line in lines] == ["a_name_of_more_than_sixteen", "kl_cov", "grpo", "±", "picture:"]
+    assert len({len(line) for line in (header, before, *lines[:4])}) == 1 and lines[2].split()[3:7] == ["-"] * 4
+    status, out, _ = cli(f"--report {names[1]} {names[1]}/", small=False)
+    assert status == 0 and "se over problems" not in out
 
 
 def test_a_terminal_shows_the_last_evaluation(cli, toys, monkeypatch):
@@ -2347,6 +2361,13 @@ ANSWERS = {
         (r"\lfloor n/2 \rfloor", r"\lceil n/2 \rceil", False),
         (r"\lfloor 2x\rfloor y", r"\lfloor 2xy\rfloor", False),
         (r"\lfloor n/2 \rfloor", r"\lfloor n/3 \rfloor", False),
+        (r"\lceil x \rfloor", r"\lceil x \rceil", False),
+        (r"[0,1\rfloor", r"[0,1)", False),
+        (r"\text{neither is } 5", r"5", False),
+        (r"\text{none of these is } 5", r"5", False),
+        (r"\text{the opposite is } 5", r"5", False),
+        (r"\text{half of it is } 5", r"5", False),
+        (r"\text{wrong} = 5", r"5", False),
         (r"\text{There are } 42 \text{ ways}", r"42", True),
         (r"\text{There is no solution}", r"\text{no solution}", True),
         (r"\text{The vertex is } (2,-1)", r"(2,-1)", True),
@@ -2416,7 +2437,8 @@ HOSTILE = [     # refused or read as plain text, each within 0.1 s
     "1" + ",000" * 400, "1" + " 000" * 450 + "x", "\\begin{pmatrix}" + "&".join(["1"] * 900) + "\\end{pmatrix}",
     "f(C)" * 21, "f(x)" * 21 + "y", "(C)(C)" * 90, "v_{\\text{max}}" * 35,
     "\\begin{pmatrix}" * 120, "\\boxed{" * 10 ** 5, "\\boxed" * 10 ** 5, "<think>" * 10 ** 5, "</think>" * 10 ** 5,
-    "<think></think>" * 10 ** 5, "#" * 10 ** 5, "answer is " * 10 ** 5, "\\text{" * 300, " " * 10 ** 5,
+    "<think></think>" * 10 ** 5, "#" * 10 ** 5, "answer is " * 10 ** 5, "answer is 5" + " " * 10 ** 5 + "x", "answer is 5" + ",;" * 10 ** 5 + "x",
+    "answer: " * 10 ** 5, "####1" + " " * 10 ** 5 + "x", "answer" + "* " * 10 ** 5, "\\text{" * 300, " " * 10 ** 5,
     " " * 1990 + "x", "\\" * 1999, "$" * 1999, "\"" * 1999, "0." + "3" * 1990 + "...", "0." + "12" * 900 + "x",
     "|" * 999 + "1", "x" * 1999, "x^" * 999, "!" * 999, "\ud800", "\udfff\\boxed{\ud800}", "\x00\x01",
     "".join(map(chr, range(1, 1500))), "\\overline{" * 190, "1/" * 900 + "1", "sin " * 400, "a." * 900, "m." * 990,
