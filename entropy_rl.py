@@ -812,7 +812,8 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
         hidden = model.base_model(
             input_ids=packed(input_ids, 0), position_ids=packed(position, 0), use_cache=False,
             attention_mask=torch.zeros(1, device=device).where(seen, -math.inf)[:, None]).last_hidden_state
-        hidden = hidden.flatten(0, 1)[cells[:, width - 1:-1][is_response]]                         # [M, d]
+        # [M, d]; not by [...]: a group shares its prompt's last cell, and threads would add its gradients in any order
+        hidden = torch.nn.functional.embedding(cells[:, width - 1:-1][is_response], hidden.flatten(0, 1))
         targets, head = input_ids[:, width:][is_response], model.get_output_embeddings()           # [M]
         size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         again = len(targets) > size and torch.is_grad_enabled()

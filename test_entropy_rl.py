@@ -461,6 +461,32 @@ def test_pack():
     assert fed == [(1, er.PACKED_ROW)] and len(PROMPTS[0]) + 6 * 4 <= er.PACKED_ROW
 
 
+def test_response_logprobs_gradient_has_one_order():
+    """Nothing in the graph whose gradient threads add up in any order, as indexing does where a cell is read twice;
+    and with two threads every gradient is the same to the last bit."""
+    model, rows, length = tiny_model(hidden_size=64), 15 * 8, 12
+    ids = torch.randint(2, 6, (rows, 4 + length), generator=seeded(0))
+    ids[:, :4] = ids[::8, :4].repeat_interleave(8, 0)          # groups of 8, the middle one in both threads' halves
+    weights, threads, found = torch.randn(rows, length, generator=seeded(1)), torch.get_num_threads(), set()
+    try:
+        torch.set_num_threads(2)
+        for _ in range(40):
+            logprobs, _ = er.response_logprobs(model, ids, torch.ones_like(ids), length, with_entropy=False)
+            loss = (logprobs * weights).sum()
+            gradients = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+            found.add(b"".join(x.numpy().tobytes() for x in gradients))
+    finally:
+        torch.set_num_threads(threads)
+    nodes, names = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    kinds = {node.name() for node in names}
+    assert len(found) == 1 and "EmbeddingBackward0" in kinds and not kinds & {"IndexBackward0", "IndexPutBackward0"}
+
+
 def test_token_logprobs():
     """The log-probability of each target and the full-vocabulary entropy of softmax(logits / temperature)."""
     hidden, targets = torch.randn(5, 4, generator=seeded(0)), torch.tensor([0, 6, 2, 2, 5])

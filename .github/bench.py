@@ -4,6 +4,7 @@
     python .github/bench.py generate               # sampling against model.generate: time and lengths
     python .github/bench.py growth                 # a rollout step by responses and by tokens
     python .github/bench.py shape 0.5B [FLAGS]     # a rollout step of a random policy of Qwen2.5's shape: speed, memory
+    python .github/bench.py memory 0.5B [FLAGS]    # its update alone, on random tokens: memory
     python .github/bench.py verifier [PAIRS]       # rows {"text", "gold", "label"}, by default the tests' tables
                                                    # (pip install math-verify==0.9.0 for its line)
 """
@@ -184,6 +185,20 @@ def shape(size, *flags):
                                      "peak_memory_mb", "clip_fraction", "approx_kl")})
 
 
+def memory(size, *flags):
+    """The same update on random tokens in the place of sampled ones: its memory without the time of sampling."""
+    def random_tokens(model, prompts, *, group_size, max_new_tokens, **sampling):
+        length, count = len(prompts[0]), len(prompts) * group_size
+        ids = torch.randint(2, 20, (count, length + max_new_tokens), generator=torch.Generator().manual_seed(0))
+        ids[:, :length] = torch.tensor(prompts).repeat_interleave(group_size, 0)
+        ids, shape = ids.to(model.device), (count, max_new_tokens)
+        mask, zeros = torch.ones(shape, dtype=torch.bool, device=model.device), torch.zeros(shape, device=model.device)
+        return er.Rollouts(ids, torch.ones_like(ids), mask, zeros, zeros)
+
+    er.sample_rollouts = random_tokens
+    shape(size, *flags)
+
+
 def verifier(path=None):
     if path:
         rows = [json.loads(line) for line in open(path)]
@@ -212,7 +227,7 @@ def verifier(path=None):
 
 
 if __name__ == "__main__":
-    what = dict(trl=trl, generate=generate, growth=growth, shape=shape, verifier=verifier)
+    what = dict(trl=trl, generate=generate, growth=growth, shape=shape, memory=memory, verifier=verifier)
     if len(sys.argv) < 2 or sys.argv[1] not in what:
         sys.exit(__doc__)
     what[sys.argv[1]](*sys.argv[2:])
