@@ -111,7 +111,8 @@ def setting(default, help, low=None, high=1e9):
 
 @dataclass
 class Config:
-    """Every setting of a run, and every flag. The defaults are for the built-in task; see REAL_MODEL."""
+    """Every setting of a run, and every flag. The defaults are for the built-in task; the command line puts
+    REAL_MODEL over them where --model is given."""
 
     # Modes
     compare: list = setting(None, "train these methods (default: all) side by side; a table and a picture")
@@ -224,8 +225,8 @@ def group_advantages(rewards, group_size, estimator="grpo"):
     """Eq. 3: A = (r - mean of the group) / std of the group. rewards [N], grouped by prompt -> [N].
 
     grpo: Eq. 3 with the unbiased std + 1e-6, as in the authors' code. rloo: r minus the mean of the other
-    responses. reinforce_pp: r less the batch's mean, over the batch's std, one weight a response (verl takes
-    both over tokens, where a long response weighs more).
+    responses. reinforce_pp: (r - mean) / std of all rewards given here, in training those of the groups that
+    are neither all right nor all wrong (verl takes both over tokens, where a long response weighs more).
     """
     ### BEGIN SOLUTION
     if estimator == "reinforce_pp":
@@ -440,7 +441,7 @@ def check_theory():
 # -----------------------------------------------------------------------------
 # 4. Rollouts and log-probabilities (Sec. 2.1)
 
-LOGITS_AT_ONCE = 2 ** 24  # floats of one chunk of logits
+LOGITS_AT_ONCE = 2 ** 24  # floats of a chunk of logits; below 32 MB malloc keeps what is freed
 
 @dataclass
 class Rollouts:
@@ -519,7 +520,8 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
 
     tokens = tokens[:, :t + 1]                                                        # [N, T]
     stopped = torch.isin(tokens, stop_ids).long()
-    response_mask = stopped.cumsum(1) - stopped == 0  # no stop token before this one
+    stops_before = stopped.cumsum(1) - stopped                                        # [N, T]
+    response_mask = stops_before == 0
     tokens = tokens.where(response_mask, pad_token_id)
     prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)
     prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)
@@ -701,7 +703,8 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
     return row
 
 def token_statistics(config, logprobs, old_logprobs, advantages, mask, selected):
-    """What the tokens of an update looked like: Table 1's covariances, clipping, KL, and who was selected.
+    """What the tokens of a rollout's updates looked like, all mini-batches together: Table 1's covariances,
+    clipping, KL, and who was selected.
 
     Quadrants, in the order of QUADRANTS: tokens with advantage A and log-probability p above (+) or below (-)
     the mean. Of each its share of the tokens, its part of the mean Cov, and how many were selected.
@@ -751,10 +754,10 @@ def sample_and_reward(config, policy, problems, group_size, temperature, generat
     rewards = []
     for number, (ids, mask) in enumerate(zip(rollouts.input_ids[:, -T:], rollouts.response_mask)):
         problem = problems[number // group_size]
-        text = policy.response_text(ids[mask].tolist())
         thought = "<think>" if problem["in_thought"] else ""
+        text = thought + policy.response_text(ids[mask].tolist())
         texts.append(text)
-        rewards.append(math_reward(thought + text, problem["answer"]))
+        rewards.append(math_reward(text, problem["answer"]))
     return rollouts, torch.tensor(rewards), texts
 
 def evaluate(config, policy, problems):
@@ -788,10 +791,11 @@ def evaluate(config, policy, problems):
     return row, samples[:8]
 
 def step_problems(config, problems, step):
-    """The problems of a rollout step, from 1: each once an epoch, in an order that the seed draws."""
+    """The problems of a rollout step, from 1: each at most once an epoch, in an order that the seed draws."""
     epoch, place = divmod(step - 1, len(problems) // config.prompts)
     order = torch.randperm(len(problems), generator=seeded("cpu", config.seed, epoch, "data")).tolist()
-    return [problems[i] for i in order[place * config.prompts:][:config.prompts]]
+    start = place * config.prompts
+    return [problems[i] for i in order[start:start + config.prompts]]
 
 def rollout_step(config, policy, reference, optimizer, problems, step):
     """Sample, reward, update: one row of metrics.jsonl. Step 0 only looks, at the problems of step 1."""
@@ -842,7 +846,7 @@ def open_run(config):
     used = any(path.is_dir() or path.stat().st_size > 0 for path in run.iterdir())
     begun = (run / "metrics.jsonl").exists() or (run / "checkpoint.pt").exists()
     check(not used or (config.resume and begun),
-          f"--out {run} is in use: add --resume to go on with the run that it holds, or choose another folder")
+          f"--out {run} is in use: add --resume to go on with the run in it, or choose another folder")
     log = open(run / "metrics.jsonl", "a+b")
     samples = open(run / "samples.jsonl", "a+b")
     if fcntl:
@@ -851,6 +855,7 @@ def open_run(config):
         except BlockingIOError:
             raise UserError(f"--out {run}: another process is running there")
     if not (run / "checkpoint.pt").exists():
+        check(len(whole_lines(run / "metrics.jsonl")) < 2, f"--out {run}: its checkpoint.pt is missing")
         return log, samples, None
     with user_error(f"{run}/checkpoint.pt is damaged: start again in another --out"):
         state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -1049,7 +1054,8 @@ def usable_problems(config, policy, rows, source):
     template = config.prompt_template
     if source in ARITHMETIC:
         template = template or "{problem}"
-    room = getattr(policy.model.config, "max_position_embeddings", math.inf) - config.max_new_tokens
+    settings = policy.model.config.get_text_config()
+    room = getattr(settings, "max_position_embeddings", math.inf) - config.max_new_tokens
     problems = {}
     for row in rows:
         problem = column(row, QUESTION_COLUMNS)
@@ -1071,19 +1077,17 @@ def load_problems(config, policy, split):
     """The problems of a split, train or test. Rows that serve as both are divided: a tenth, at most
     --eval-problems, is held out."""
     source = config.data if split == "train" else config.eval_data or config.data
-    if source in ARITHMETIC and split == "train":
-        return usable_problems(config, policy, arithmetic_problems("train", TRAIN_PROBLEMS), source)
     if source in ARITHMETIC:
-        rows = arithmetic_problems(ARITHMETIC[source], config.eval_problems)
-        return usable_problems(config, policy, rows, source)
+        part = "train" if split == "train" else ARITHMETIC[source]
+        count = TRAIN_PROBLEMS if split == "train" else config.eval_problems
+        return usable_problems(config, policy, arithmetic_problems(part, count), source)
     rows, shared = read_rows(source, split)
     problems = usable_problems(config, policy, rows, source)
-    held_out = config.eval_problems
+    if split == "train":
+        return problems  # `prepare` takes out what is held out
     if shared and config.eval_data in ("", config.data):
-        held_out = min(held_out, max(1, len(problems) // 10))
-        if split == "train":
-            return problems[held_out:]
-    return problems if split == "train" else problems[:held_out]
+        problems = problems[:max(1, len(problems) // 10)]
+    return problems[:config.eval_problems]
 
 def prepare(config):
     """The policy, its training problems (none of them held out) and the held-out ones."""
@@ -1197,13 +1201,13 @@ def check_policy(config, policy):
                                    generator=seeded("cpu", "check"))
         T = rollouts.response_mask.shape[1]
         trained, _ = response_logprobs(model, rollouts.input_ids, rollouts.attention_mask, T)
-        for row, mask in enumerate(rollouts.response_mask):
-            own_ids = rollouts.input_ids[row][rollouts.attention_mask[row].bool()]                # [S]
-            own = model(input_ids=own_ids[None]).logits[0].log_softmax(-1)                        # [S, V]
-            own = own[:-1].gather(1, own_ids[1:, None])[-int(mask.sum()):, 0]
-            for ours in [rollouts.logprobs[row][mask], trained[row][mask]]:
-                worst = (ours - own).abs().max()
-                check(worst < 1e-3, f"its log-probabilities come out wrong here, by {worst:.3g}")
+        own = model(input_ids=rollouts.input_ids[:1]).logits.log_softmax(-1)[:, -T - 1:-1]        # [1, T, V]
+        own = own.gather(2, rollouts.input_ids[:1, -T:, None])[:, :, 0]                           # [1, T]
+        mask = rollouts.response_mask
+        trained_off = (trained[:1] - own)[mask[:1]].abs().max()
+        sampled_off = (rollouts.logprobs - trained)[mask].abs().max()
+        worst = max(trained_off, sampled_off)
+        check(worst < 1e-3, f"its log-probabilities come out wrong here, by {worst:.3g}")
 
 # The built-in task: arithmetic modulo 10, as 3+4*7-2?, and a policy that an imperfect crowd has taught.
 
@@ -1216,9 +1220,11 @@ def reduce_once(expression, careful=True, slip=0):
     at = 0
     if careful and "*" in expression:
         at = expression.index("*") - 1
-    left, operator, right = int(expression[at]), expression[at + 1], int(expression[at + 2])
-    value = {"+": left + right, "-": left - right, "*": left * right}[operator]
-    return expression[:at] + str((value + slip) % 10) + expression[at + 3:]
+    left = int(expression[at])
+    right = int(expression[at + 2])
+    results = {"+": left + right, "-": left - right, "*": left * right}
+    result = results[expression[at + 1]] + slip
+    return expression[:at] + str(result % 10) + expression[at + 3:]
 
 def crowd_solution(expression, rng, brief):
     """One text of the warm-up corpus, by an imperfect writer, so that the policy starts broad.
@@ -1336,7 +1342,9 @@ def extract_answer(text):
     starts = []                                     # where the contents of the open braces start
     for brace in re.finditer(r"(?s)\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", text):
         if brace[0] == "}" and starts:
-            box = max(box, (starts.pop(), brace.start()))
+            start = starts.pop()
+            if start > box[0]:                      # of the boxes the one that begins last
+                box = (start, brace.start())
         elif brace[0] == "{":
             starts.append(0)                        # no box
         elif len(brace[0]) > 2:
@@ -1455,6 +1463,7 @@ PYTHON = {"^": "**", "[": "(closed,", "]": ",closed)", ":": "|", "=": "==", "≤
 TOKEN = re.compile(r"""\\[a-z]+[({] | [fgFG]\( | [^\W\d_]\((?=\w\)) | "[^"]*" | [^\W\d_](?:_\w|_\{\w+\})?'*
                    | \d+\.?\d* | \.\d+ | \S""", re.VERBOSE)
 CONSTANTS = {"π": math.pi, "e": math.e, "i": 1j}
+SCALES = (1, 101, 1, -101, 1)  # a variable is large, small, or negative and small at the sample points
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
              ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos}
 
@@ -1485,7 +1494,7 @@ def value(tree, point):
         return Fraction(str(tree.value))
     if isinstance(tree, ast.Name):
         code = zlib.crc32(f"{tree.id}/{point}".encode())                    # a variable is pseudo-random
-        return CONSTANTS.get(tree.id, Fraction(code % 97 + 2, (1, 101, 1, -101, 1)[point]))
+        return CONSTANTS.get(tree.id, Fraction(code % 97 + 2, SCALES[point]))
     if isinstance(tree, ast.UnaryOp):
         return OPERATORS[type(tree.op)](value(tree.operand, point))
     if isinstance(tree, ast.BinOp):
@@ -1550,7 +1559,8 @@ WORKED = re.compile(r'[\w)}"][-+*](?!10\^)|[0-9)}][(\[]|[0-9)]\{')
 def equal(left, right):
     """Whether two texts have the same values at all points, which are more than one for a relation."""
     points = values(left).keys() & values(right).keys()
-    if len(points) <= bool(re.search("[=<≤>≥≠]", right)):
+    needed = 2 if re.search("[=<≤>≥≠]", right) else 1                       # a relation is trivial at point 0
+    if len(points) < needed:
         return False
     with suppress(Exception):            # where a fraction is too large for a float
         return all(same(values(left)[point], values(right)[point]) for point in points)
@@ -1572,14 +1582,18 @@ def answers_match(prediction, gold):
     """Whether a predicted answer means the same as the reference answer `gold`. Never raises.
 
     Exact: 0.33 is not 1/3, but 6/8 is 3/4 and an expanded product is the factored one. For a plain number a
-    sum or product left to do (`2+3` for 5) is refused. A missing unit or base is fine, another not; 25% is 25.
+    sum or product left to do (`2+3` for 5) is refused. A unit or base may be missing, but not another one;
+    25% is 25.
     `x = 5` and `2+3 = 5` state 5. Lists match in any order; tuples, intervals, matrices keep order and ends.
-    Equations may be rearranged or scaled. Variables keep name and case. What is not read must be equal text.
+    Equations may be rearranged or scaled. Variables keep name and case; a short word is a product of them, so
+    CAB is ABC. What is not read must be equal text.
     """
     if not isinstance(prediction, str) or not isinstance(gold, str):
         return False
-    if prediction.split() == gold.split() or max(len(prediction), len(gold)) > 600:
-        return prediction.split() == gold.split() != []
+    if prediction.split() == gold.split():
+        return gold.split() != []
+    if max(len(prediction), len(gold)) > 600:
+        return False
     gold = normalize(gold)
     comma = ", " if "," in gold else ","            # 120,150 is a list only where one is asked for
     prediction = normalize(re.sub(r"(?<=\d),[\\\s]*(?=\d)", comma, prediction))
@@ -1589,7 +1603,9 @@ def answers_match(prediction, gold):
         given = set(part.findall(prediction))
         asked = set(part.findall(gold))
         base = "base" in str(given - {'"base10"'})
-        if len(asked) < 2 and (not given or given == asked or not asked and not base):
+        agrees = not given or given == asked
+        added = not asked and not base
+        if len(asked) < 2 and (agrees or added):
             prediction = part.sub("", prediction)
             gold = part.sub("", gold)
     return matches(prediction, gold)
@@ -1679,12 +1695,12 @@ def law_points(rows):
     return [row["entropy"] for row in evaluated], [row["eval_avg"] for row in evaluated]
 
 def report(run):
-    """Print what a run's log says: its end, the law, Table 1, who was selected, two samples."""
+    """Print what a run's log says: the law, Table 1, who was selected, two samples."""
     config, rows = read_run(run)
     print(f"\n{run}: {config['method']}, {config['model']} on {config['data']}, seed {config['seed']}")
     updated = [row for row in rows if row.get("updates")]
     if not updated:
-        print("  no update was made: in every group all responses were right, or all were wrong")
+        print("  no update was made: it stopped early, or in every group all were right, or all were wrong")
         return
     if config["method"] in LAWFUL:
         report_law(*law_points(rows))
@@ -1711,7 +1727,7 @@ def report_law(entropy, accuracy):
         rmse = errors[first:].square().mean().sqrt()
         print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE {rmse:.4f} over the rest, "
               f"{errors[-1]:+.4f} at the last")
-    if accuracy[-1] > accuracy[0]:
+    if accuracy[-1] > accuracy[0] and entropy[-1] < entropy[0]:
         for share, name in [(1 / 12, "1/12"), (1 / 3, "1/3")]:
             at = max(1, round(share * (n - 1)))
             spent = (entropy[at] - entropy[0]) / (entropy[-1] - entropy[0])
@@ -1757,16 +1773,8 @@ def draw(groups, path):
         draw_range(axes[0], logs, "entropy", color, label)
         draw_range(axes[1], logs, "eval_avg", color, label)
 
-        # The law: points, and a line where it is claimed
-        points = [law_points(rows) for rows in logs]
-        entropy = sum([point[0] for point in points], [])
-        accuracy = sum([point[1] for point in points], [])
-        axes[2].plot(entropy, accuracy, ".", color=color, alpha=0.6)
-        lawful = all(config["method"] in LAWFUL for config, _ in members)
-        if lawful and len(set(entropy)) >= 10 and max(accuracy) > min(accuracy):
-            law = fit_entropy_law(entropy, accuracy)
-            grid = torch.linspace(min(entropy), max(entropy), 50)
-            axes[2].plot(grid, law.predict(grid), color=color, label=f"{label}: R² {law.r2:.2f}")
+        # The law
+        draw_law(axes[2], members, color, label)
 
         # Covariance: its mean, and of one run also its quantiles
         draw_range(axes[3], logs, "cov_mean", color, label)
@@ -1784,6 +1792,21 @@ def draw(groups, path):
             axis.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     print(f"picture: {path}")
+
+def draw_law(axis, members, color, label):
+    """The points of Eq. 6, and a line through ten or more where the law is claimed."""
+    entropy = []
+    accuracy = []
+    for _, rows in members:
+        points = law_points(rows)
+        entropy += points[0]
+        accuracy += points[1]
+    axis.plot(entropy, accuracy, ".", color=color, alpha=0.6)
+    claimed = members[0][0]["method"] in LAWFUL
+    if claimed and len(set(entropy)) >= 10 and max(accuracy) > min(accuracy):
+        law = fit_entropy_law(entropy, accuracy)
+        grid = torch.linspace(min(entropy), max(entropy), 50)
+        axis.plot(grid, law.predict(grid), color=color, label=f"{label}: R² {law.r2:.2f}")
 
 def draw_range(axis, logs, key, color, label):
     """The mean of a key over logs and the range between them, at the steps that all of them have."""
@@ -1835,7 +1858,7 @@ def parse(arguments):
         if f.name in HELP_GROUPS:
             group = parser.add_argument_group(HELP_GROUPS[f.name])
         options = {"help": f.metadata["help"].replace("%", "%%")}
-        if f.default not in (None, "", False):
+        if f.default not in (None, "") and f.default is not False:
             options["help"] += f" [{f.default}]"
         if f.name in REAL_MODEL:
             options["help"] += f" [real model: {REAL_MODEL[f.name]}]"
@@ -1878,8 +1901,9 @@ def run_mode(given):
 
 def main(arguments=None):
     """The command line; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # for a terminal without UTF-8
-    sys.stderr.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="replace")  # for a terminal without UTF-8
     transformers.utils.logging.disable_progress_bar()
     for library in ("transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # their lines would stand before ours
