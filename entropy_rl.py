@@ -1785,7 +1785,9 @@ def draw(groups, path):
     axes[0].set(title="Policy entropy (Eq. 5)", xlabel="rollout step", ylabel="nats per token", yscale="log")
     axes[1].set(title="Held-out accuracy", xlabel="rollout step", ylabel="avg@k")
     axes[2].set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
-    axes[3].set(title="Covariance (Eq. 10)", xlabel="rollout step", ylabel="mean Cov", yscale="symlog")
+    axes[3].set(title="Covariance (Eq. 10)", xlabel="rollout step", ylabel="mean Cov")
+    if alone:
+        axes[3].set_yscale("log")
     for axis in axes:
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
