@@ -89,7 +89,8 @@ def user_error(message):
 # 1. Settings
 
 # The methods. Beside log-probabilities and advantages a method may need: a "selection" of tokens from the
-# whole mini-batch, the "entropy" of each token, or the log-probabilities of the "reference" policy.
+# whole mini-batch, the "entropy" of each token, the "rollout_entropy" that it had when it was sampled (given as
+# the entropy), or the log-probabilities of the "reference" policy.
 METHODS = {
     "grpo": [],
     "clip_higher": [],
@@ -598,6 +599,7 @@ def empty_update():
     return row
 
 def mean(values):
+    """The mean of a list of numbers."""
     return sum(values) / len(values)
 
 def mini_batches(config, rollouts, rewards, step):
@@ -649,6 +651,8 @@ def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs
         if "reference" in needs:
             ref_logprobs, _ = forward_mini_batch(config, reference, rollouts, rows)
         logprobs, entropy = forward(config, policy.model, rollouts, rows, "entropy" in needs)
+        if "rollout_entropy" in needs:
+            entropy = rollouts.entropy[rows]
         losses = token_losses(config, logprobs, old_part, advantages[rows], selected_part, entropy,
                               ref_logprobs)
         loss = losses[mask[rows]].sum() / mask[batch].sum()
@@ -677,6 +681,8 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
         selected = torch.zeros_like(mask[batch])
         if "selection" in needs:
             logprobs, entropy = forward_mini_batch(config, model, rollouts, batch, "entropy" in needs)
+            if "rollout_entropy" in needs:
+                entropy = rollouts.entropy[batch]
             generator = seeded(model.device, config.seed, step, number, "selection")
             selected = select_tokens(config, logprobs, old[number], advantages[batch], mask[batch], generator,
                                      entropy)

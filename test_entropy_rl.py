@@ -1824,6 +1824,44 @@ def test_a_new_method(cli, toys, tmp_path):
     assert rows[-1]["loss"] != rows_of(tmp_path / "plain")[-1]["loss"]
 
 
+def test_a_method_that_needs_the_entropy_of_the_rollout(cli, toys):
+    """Selection and loss get the entropy that the tokens had when they were sampled."""
+    methods = {**er.METHODS, "mine": ["selection", "rollout_entropy"]}
+    toys.setattr(er, "METHODS", methods)
+    toys.setitem(er.CHOICES, "method", list(methods))
+    real = er.sample_rollouts
+    sampled = []
+    seen = []
+
+    def sample(*arguments, **settings):
+        sampled.append(real(*arguments, **settings))
+        return sampled[-1]
+
+    def select(config, logprobs, old_logprobs, advantages, mask, generator=None, entropy=None):
+        seen.append(entropy)
+        return mask
+
+    def lose(config, logprobs, old_logprobs, advantages, selected, entropy=None, ref_logprobs=None):
+        seen.append(entropy)
+        return logprobs * entropy
+    toys.setattr(er, "sample_rollouts", sample)
+    toys.setattr(er, "select_tokens", select)
+    toys.setattr(er, "token_losses", lose)
+    assert cli(method="mine", steps=1, updates=1, eval_every=0)[0] == 0
+    known = set(sampled[-1].entropy.flatten().tolist())
+    assert len(seen) == 2 and all(set(entropy.flatten().tolist()) <= known for entropy in seen)
+
+
+def test_dropout_is_off(toys, tmp_path):
+    """A model with dropout computes the same twice, so that the ratio can be 1."""
+    model, tokenizer = er.tiny_policy(0, width=32)
+    model.config.resid_pdrop = model.config.attn_pdrop = model.config.embd_pdrop = 0.5
+    policy = er.load_policy(er.Config(model=saved((model, tokenizer), tmp_path / "model"), device="cpu"))
+    ids = torch.tensor([[2, 3, 4, 5, 6]])
+    found = [er.response_logprobs(policy.model, ids, torch.ones_like(ids), 3)[0] for _ in range(2)]
+    assert torch.equal(found[0], found[1])
+
+
 # -----------------------------------------------------------------------------
 # The verifier (section 8)
 
