@@ -89,8 +89,8 @@ def user_error(message):
 # 1. Settings
 
 # The methods. Beside log-probabilities and advantages a method may need: a "selection" of tokens from the
-# whole mini-batch, the "entropy" of each token, the "rollout_entropy" that it had when it was sampled (given as
-# the entropy), or the log-probabilities of the "reference" policy.
+# whole mini-batch, the "entropy" of each token, the "rollout_entropy" that it had when it was sampled (given
+# as the entropy), or the log-probabilities of the "reference" policy.
 METHODS = {
     "grpo": [],
     "clip_higher": [],
@@ -961,7 +961,7 @@ def train(config):
                     print(f"step {step}: {shown}", flush=True)
             bar.set_postfix_str(shown)
             rows.append(append(log, row))
-            check(row["updates"] == 0 or row["skipped_updates"] < row["updates"],
+            check(row["skipped_updates"] < max(1, row["updates"]),
                   f"step {step}: no loss was finite; the weights are the last good ones; try a lower --lr")
             if step % config.checkpoint_every == 0 or step == config.steps or interrupts:
                 save_checkpoint(config, policy, optimizer, step)
