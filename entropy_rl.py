@@ -42,6 +42,7 @@ import random
 import re
 import shutil
 import signal
+import string
 import sys
 import time
 import zlib
@@ -212,6 +213,10 @@ REAL_MODEL = {
 def flag(name):
     """The spelling of a setting on the command line."""
     return "--" + name.replace("_", "-")
+
+def progress(steps, name):
+    """A bar on a terminal for a part of a step, if it takes longer than two seconds."""
+    return tqdm(steps, name, leave=False, delay=2, disable=None)
 
 def seeded(device, *key):
     """A generator for a key such as (seed, step, "rollout"), so that a resumed run needs no random state."""
@@ -496,7 +501,7 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     positions = positions[:, -1:].repeat_interleave(group_size, dim=0)                # [N, 1]
 
     rows = torch.arange(N, device=device)  # the n responses that are not over yet
-    for t in range(max_new_tokens):
+    for t in progress(range(max_new_tokens), "sampling"):
         check(not logits.isnan().any(), "the policy's logits are not numbers any more: lower --lr")
         sampled_from = (logits / temperature).log_softmax(-1)                         # [n, V]
         if greedy:
@@ -677,7 +682,7 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
     row["updates"] = len(batches)
     old = [forward_mini_batch(config, model, rollouts, batch)[0] for batch in batches]
     seen = {"loss": [], "grad_norm": [], "logprobs": [], "selected": []}
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(progress(batches, "updates")):
         selected = torch.zeros_like(mask[batch])
         if "selection" in needs:
             logprobs, entropy = forward_mini_batch(config, model, rollouts, batch, "entropy" in needs)
@@ -777,7 +782,7 @@ def evaluate(config, policy, problems):
     greedy = []
     samples = []
     size = max(1, config.prompts * config.group_size // k)  # at once, so that memory is as in training
-    for start in range(0, len(problems), size):
+    for start in progress(range(0, len(problems), size), "evaluation"):
         batch = problems[start:start + size]
         _, rewards, texts = sample_and_reward(config, policy, batch, k, config.eval_temperature, generator)
         right += rewards.view(-1, k).sum(dim=1).int().tolist()
@@ -898,11 +903,8 @@ def save_checkpoint(config, policy, optimizer, step):
     path = Path(config.out, "checkpoint.pt")
     draft = path.with_suffix(".tmp")
     with user_error(f"{path} cannot be written; an older one is whole"):
-        with open(draft, "wb") as file:
-            torch.save({"step": step, "config": asdict(config), "model": policy.model.state_dict(),
-                        "optimizer": optimizer.state_dict()}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        torch.save({"step": step, "config": asdict(config), "model": policy.model.state_dict(),
+                    "optimizer": optimizer.state_dict()}, draft)
         os.replace(draft, path)
 
 def resume(config, policy, optimizer, log, samples, state):
@@ -918,6 +920,7 @@ def resume(config, policy, optimizer, log, samples, state):
     Path(config.out, "config.json").write_text(json.dumps(asdict(config), indent=1))
     return rows
 
+@contextmanager
 def catch_interrupts():
     """A list that Ctrl-C puts something into, so that a run can finish its step. A second one stops it."""
     interrupts = []
@@ -925,10 +928,13 @@ def catch_interrupts():
     def handler(*signal_and_frame):
         print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
         interrupts.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, handler)
-    return interrupts
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 def train(config):
     """Train --model on --data by --method. Returns the rows of metrics.jsonl, one a rollout step.
@@ -946,29 +952,28 @@ def train(config):
             rows = resume(config, policy, optimizer, log, samples, state)
         if config.method == "kl_cov" and config.updates == 1:
             print("note: with --updates 1 KL-Cov cannot act, for at ratio 1 its penalty has no gradient")
-        interrupts = catch_interrupts()
-        bar = tqdm(range(len(rows), config.steps + 1), "training", disable=None)  # None: on a terminal only
-        for step in bar:
-            row = rollout_step(config, policy, reference, optimizer, problems, step)
-            shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}"
-            if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
-                evaluation, responses = evaluate(config, policy, held_out)
-                row.update(evaluation)
-                shown += f", avg@{row['eval_k']} {row['eval_avg']:.3f}"
-                for response in responses:
-                    append(samples, {"step": step, **response})
-                if bar.disable:
-                    print(f"step {step}: {shown}", flush=True)
-            bar.set_postfix_str(shown)
-            rows.append(append(log, row))
-            check(row["skipped_updates"] < max(1, row["updates"]),
-                  f"step {step}: no loss was finite; the weights are the last good ones; try a lower --lr")
-            if step % config.checkpoint_every == 0 or step == config.steps or interrupts:
-                save_checkpoint(config, policy, optimizer, step)
-            if interrupts:
-                print(f"stopped after step {step}; to go on, repeat the command with --resume")
-                raise KeyboardInterrupt
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+        with catch_interrupts() as interrupts:
+            bar = tqdm(range(len(rows), config.steps + 1), "training", disable=None)  # None: on a terminal
+            for step in bar:
+                row = rollout_step(config, policy, reference, optimizer, problems, step)
+                shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}"
+                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
+                    evaluation, responses = evaluate(config, policy, held_out)
+                    row.update(evaluation)
+                    shown += f", avg@{row['eval_k']} {row['eval_avg']:.3f}"
+                    for response in responses:
+                        append(samples, {"step": step, **response})
+                    if bar.disable:
+                        print(f"step {step}: {shown}", flush=True)
+                bar.set_postfix_str(shown)
+                rows.append(append(log, row))
+                check(row["skipped_updates"] < max(1, row["updates"]),
+                      f"step {step}: no loss was finite; the weights are the last good ones; try a lower --lr")
+                if step % config.checkpoint_every == 0 or step == config.steps or interrupts:
+                    save_checkpoint(config, policy, optimizer, step)
+                if interrupts:
+                    print(f"stopped after step {step}; to go on, repeat the command with --resume")
+                    raise KeyboardInterrupt
     with user_error(f"{config.out}/policy cannot be written; the checkpoint is whole: --resume"):
         policy.model.save_pretrained(Path(config.out, "policy"))
         policy.tokenizer.save_pretrained(Path(config.out, "policy"))
@@ -1076,7 +1081,7 @@ def usable_problems(config, policy, rows, source):
                     f"({', '.join(ANSWER_COLUMNS)}) and room for --max-new-tokens; its columns: {columns}")
     if len(problems) < len(rows):
         print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows left out: no answer, repeated, or "
-              f"longer than the {room} tokens that the model has beside --max-new-tokens")
+              f"longer than the {room} tokens that the model has beside --max-new-tokens", file=sys.stderr)
     return [problems[key] for key in sorted(problems)]
 
 def load_problems(config, policy, split):
@@ -1131,6 +1136,9 @@ class Policy:
                 ids = ids[1:]
         rows = self.model.get_input_embeddings().weight.shape[0]
         check(ids and max(ids) < rows, "--model: its tokenizer makes tokens that it has no embedding for")
+        written = set(problem_text(problem).lower()) & set(string.ascii_lowercase + string.digits)
+        lost = written - set(tokenizer.decode(ids).lower())
+        check(not lost, f"--model: its tokenizer cannot write {', '.join(sorted(lost))}, as in a problem")
         return ids
 
     def leaves_thought_open(self, prompt_ids):
@@ -1320,7 +1328,7 @@ def warm_policy(seed):
         return str(folder)
     draft = folder.with_name(f"{name}.{os.getpid()}")
     draft.mkdir(parents=True, exist_ok=True)
-    print(f"warm-up of the built-in policy of seed {seed}, once: a minute or two", flush=True)
+    print(f"warm-up of the built-in policy of seed {seed}, once: a minute or two", file=sys.stderr)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same weights whatever --threads is
     model, tokenizer = tiny_policy(seed)

@@ -1327,7 +1327,7 @@ def test_golds_are_the_text_of_the_file(read, tmp_path, capsys):
     found = {row["problem"]: row["answer"] for row in sum(read(tmp_path / "a.jsonl"), [])}
     for number, pair in enumerate(pairs):
         assert found.get(f"p{number}", "") == pair[1].strip(), pair
-    assert f" 6 of {len(pairs)} rows " in capsys.readouterr().out
+    assert f" 6 of {len(pairs)} rows " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("other", [
@@ -1572,7 +1572,7 @@ def test_what_is_left_out_is_counted(read, tmp_path, capsys):
         paths.append(write(tmp_path / f"{name}.jsonl", rows))
     train, held_out = read(paths[0], eval_data=str(paths[1]), prompt_template="{problem}")
     assert len(train) == len(held_out) == 9
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert "21 of 30" in out and "11 of 20" in out
 
 
