@@ -502,8 +502,8 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
 
     rows = torch.arange(N, device=device)  # the n responses that are not over yet
     for t in progress(range(max_new_tokens), "sampling"):
-        check(not logits.isnan().any(), "the policy's logits are not numbers any more: lower --lr")
         sampled_from = (logits / temperature).log_softmax(-1)                         # [n, V]
+        check(not sampled_from.isnan().any(), "the policy's logits are not numbers: is --lr too high?")
         if greedy:
             token = logits.argmax(-1)                                                 # [n]
         else:
@@ -968,7 +968,7 @@ def train(config):
                 bar.set_postfix_str(shown)
                 rows.append(append(log, row))
                 check(row["skipped_updates"] < max(1, row["updates"]),
-                      f"step {step}: no loss was finite; the weights are the last good ones; try a lower --lr")
+                      f"step {step}: no loss was finite; the weights are the last good ones; lower --lr")
                 if step % config.checkpoint_every == 0 or step == config.steps or interrupts:
                     save_checkpoint(config, policy, optimizer, step)
                 if interrupts:
@@ -1020,6 +1020,7 @@ def read_json(text):
     else:
         rows = [json.loads(line, **as_text) for line in text.split("\n") if line.strip()]
     check(all(isinstance(row, dict) for row in rows), "a row is no JSON object")
+    json.dumps(rows, ensure_ascii=False).encode()  # raises for half a character, which no tokenizer reads
     return rows
 
 def column(row, names):
@@ -1041,8 +1042,10 @@ def problem_text(problem):
         return ""
 
 def problem_key(problem):
-    """Two problems are one if they differ in blanks alone: a hash of the text."""
-    return hashlib.sha256(" ".join(problem_text(problem).split()).encode()).hexdigest()
+    """A hash of the text. Two problems are one if they differ in blanks, or in having INSTRUCTION, alone."""
+    text = " ".join(problem_text(problem).split())
+    instruction = " ".join(INSTRUCTION.replace("{problem}", "").split())
+    return hashlib.sha256(text.removesuffix(instruction).strip().encode()).hexdigest()
 
 def gold_text(value):
     """The reference answer in a cell of a data set: a text, a number or a list of one. '' for none."""
@@ -1055,7 +1058,7 @@ def gold_text(value):
         return gold_text(value[0])
     if isinstance(value, float) and not abs(value) < 2 ** 53:  # NaN, or a float that has lost digits
         return ""
-    return gold_answer(str(value)) if isinstance(value, (str, int, float)) else ""
+    return "" if isinstance(value, (list, dict, type(None))) else gold_answer(str(value))
 
 def usable_problems(config, policy, rows, source):
     """The rows that have a problem and an answer and fit into the model, each once, ordered by a hash.
@@ -1130,15 +1133,15 @@ class Policy:
         else:
             text = (template or INSTRUCTION + "\n").replace("{problem}", problem_text(problem))
             ids = tokenizer(text).input_ids
-            if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end each text with it
+            while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end each text with it
                 ids = ids[:-1]
             if ids[:2] == [tokenizer.bos_token_id] * 2:  # the template's and the tokenizer's
                 ids = ids[1:]
         rows = self.model.get_input_embeddings().weight.shape[0]
         check(ids and max(ids) < rows, "--model: its tokenizer makes tokens that it has no embedding for")
-        written = set(problem_text(problem).lower()) & set(string.ascii_lowercase + string.digits)
-        lost = written - set(tokenizer.decode(ids).lower())
-        check(not lost, f"--model: its tokenizer cannot write {', '.join(sorted(lost))}, as in a problem")
+        printable_ascii = set(string.ascii_lowercase + string.digits + string.punctuation)
+        lost = set(problem_text(problem).lower()) & printable_ascii - set(tokenizer.decode(ids).lower())
+        check(not lost, f"--model: its tokenizer cannot write {' '.join(sorted(lost))}, as in a problem")
         return ids
 
     def leaves_thought_open(self, prompt_ids):
@@ -1155,7 +1158,7 @@ class Policy:
             with suppress(Exception):  # a template may raise anything
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False,
                                                           add_generation_prompt=True)
-                if chat[-1]["content"].strip() in text:
+                if all(m["content"].strip() in text for m in chat if m["role"] != "assistant"):
                     return text
         raise UserError("the chat template of --model does not take a problem: give a --prompt-template")
 
@@ -1178,7 +1181,10 @@ def load_policy(config):
     if config.threads:
         torch.set_num_threads(config.threads)
     with user_error(f"--model {config.model}: not tiny, nor a folder or hub model that loads"):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
+        missing = sorted(loading["missing_keys"])
+        check(not missing, f"it has no weights for {', '.join(missing[:3])}")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         check(tokenizer("1+1=2 Why?").input_ids, "its tokenizer is missing")
     model.eval()  # and so it stays
@@ -1186,10 +1192,11 @@ def load_policy(config):
     end_ids = set()
     for ids in [tokenizer.eos_token_id, model.generation_config.eos_token_id]:
         end_ids.update(ids if isinstance(ids, list) else [ids])
-    end_ids = sorted(end_ids - {None})
+    rows = model.get_input_embeddings().weight.shape[0]
+    end_ids = [i for i in sorted(end_ids - {None}) if 0 <= i < rows]
     check(end_ids, f"--model {config.model}: no token ends a response")
     pad_id = tokenizer.pad_token_id
-    if pad_id is None or pad_id >= model.get_input_embeddings().weight.shape[0]:
+    if pad_id is None or pad_id >= rows:
         pad_id = end_ids[0]
     stop_ids = end_ids
     if config.stop:
@@ -1387,8 +1394,7 @@ def gold_answer(text):
     text = str(text).strip()
     if "\\boxed" in text or "\\fbox" in text:
         return extract_answer(text) or ""
-    if "####" in text:
-        return text.rpartition("####")[2].strip()
+    text = text.rpartition("####")[2].strip()
     return text if len(text) <= 200 else ""
 
 # Step 1: one spelling. Words stand in "quotes", functions have a backslash, variables are single letters.
@@ -1838,6 +1844,7 @@ def compare(given):
     out = given.get("out", "runs")
     seeds = dict.fromkeys(str(given.get("seeds") or given.get("seed", 0)).split(","))
     check(all(seed.isdecimal() for seed in seeds), f"--seeds {given.get('seeds')}: give numbers, as in 0,1,2")
+    check("method" not in given, "--compare takes the methods itself: --compare grpo kl_cov")
     configs = []
     for seed in seeds:
         for method in dict.fromkeys(given["compare"] or METHODS):
@@ -1925,7 +1932,7 @@ def main(arguments=None):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # their lines would stand before ours
     try:
         run_mode(parse(arguments))
-        sys.stdout.flush()
+        print(end="", flush=True)
         return 0
     except KeyboardInterrupt:
         return 130
