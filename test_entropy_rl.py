@@ -1,5 +1,5 @@
-"""Tests, each of them a claim: the algorithm, by the names of its functions; training, trust, data, reports;
-the verifier; the handout.
+"""Tests, each of them a claim: the algorithm, by the names of its functions; the command line, problems,
+policies, training, runs that are stopped, reports; the verifier; the handout.
 
     python -m pytest -q                                             # all
     ENTROPY_RL=handout python -m pytest -x -q -k token_covariance   # grade one exercise of a handout.py
@@ -21,7 +21,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import types
@@ -64,6 +63,22 @@ def agree_with_gradients(found, expected, inputs, tolerance=1e-6):
                                           allow_unused=True, materialize_grads=True))
     for name, slope, expected_slope in zip(inputs, slopes[0], slopes[1]):
         agree(slope, expected_slope, f"gradient by {name}", tolerance)
+
+
+@contextlib.contextmanager
+def on_call(name, number, act, owner=er):
+    """Let act(arguments) run before a function's call of this number; 0: before every call."""
+    real = getattr(owner, name)
+    calls = []
+
+    def wrapped(*arguments, **more):
+        calls.append(1)
+        if number in (0, len(calls)):
+            act(*arguments)
+        return real(*arguments, **more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, wrapped)
+        yield
 
 
 # The algorithm
@@ -118,7 +133,7 @@ def test_group_advantages(estimator):
     agree(found, expected, "advantages", 1e-9)
 
 
-@pytest.mark.parametrize("junk", [0, math.nan, -math.inf])
+@pytest.mark.parametrize("junk", [math.nan, -math.inf])
 def test_token_covariance(junk):
     """It is Eq. 10 whatever stands off the mask, 0 there, and without gradient."""
     data = example()
@@ -129,8 +144,6 @@ def test_token_covariance(junk):
     found = er.token_covariance(logprobs, data.advantages, data.mask.long())
     agree(found, expected, "covariance")
     assert not found.requires_grad
-    found = er.token_covariance(logprobs[:1], data.advantages[:1], data.mask[:1])
-    agree(found, torch.zeros(1, 9), "covariance of one response")
 
 
 def clip_cov(share, low=0.2, high=1.5):
@@ -151,7 +164,7 @@ def clip_cov_candidates(data):
 
 
 def test_select_tokens_select_clip_cov():
-    """Candidates are inside the open window, on the mask, not stopped by PPO's clip; r = 1 takes them all."""
+    """Candidates: inside the open window, on the mask, not stopped by PPO's clip; r = 1 takes them all."""
     data = example(1, 20, 20)
     expected = clip_cov_candidates(data)
     assert places(select(clip_cov(1.0), data)) == set(expected)
@@ -164,18 +177,19 @@ def test_select_tokens_select_clip_cov():
         found = places(select(clip_cov(share), data))
         assert len(found) == max(1, math.floor(share * int(data.mask.sum()))), "floor(r M), at least one"
         assert found <= set(expected)
-    assert not select(clip_cov(0.0), data).any() and not select(clip_cov(1.0, 90, 91), data).any()
+    assert not select(clip_cov(1.0, 90, 91), data).any(), "an empty window"
 
 
 def test_select_tokens_select_clip_cov_is_random():
     """The generator decides, fairly: in 300 draws of 3, to 5 standard errors."""
     data = example(1, 20, 20)
+    candidates = clip_cov_candidates(data)
     config = clip_cov(3.5 / int(data.mask.sum()))
     times = sum(select(config, data, seed).int() for seed in range(300))
-    p = 3 / len(clip_cov_candidates(data))
     assert times.sum() == 900 and torch.equal(select(config, data, 7), select(config, data, 7))
-    counts = torch.stack([times[at] for at in clip_cov_candidates(data)])
-    assert (counts - 300 * p).abs().max() < 5 * math.sqrt(300 * p * (1 - p))
+    p = 3 / len(candidates)
+    for at in candidates:
+        assert abs(times[at] - 300 * p) < 5 * math.sqrt(300 * p * (1 - p))
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.0999, 0.3, 1])
@@ -254,9 +268,7 @@ def test_policy_loss(case):
 
 @pytest.mark.parametrize("limit, settings", [
     ("grpo", dict(method="clip_cov", clip_cov_ratio=0.0)),
-    ("grpo", dict(method="clip_cov", clip_cov_low=90.0, clip_cov_high=91.0)),
-    ("pg", dict(method="kl_cov", kl_cov_fraction=0.5)),
-])
+    ("pg", dict(method="kl_cov", kl_cov_fraction=0.5))])
 def test_policy_loss_limits(limit, settings):
     """To the bit: Clip-Cov without picks, at clip 0.2, is GRPO; KL-Cov at ratio 1 is policy gradient."""
     data = example(8, dtype=torch.float32)
@@ -269,11 +281,11 @@ def test_policy_loss_limits(limit, settings):
 
 # The law and the theorems
 
-@pytest.mark.parametrize("noise", [0, 0.1])
-def test_fit_entropy_law(noise):
-    """a, b, r2 and rmse are those of ordinary least squares; without noise r2 is 1."""
+
+def test_fit_entropy_law():
+    """a, b, r2 and rmse are those of ordinary least squares."""
     entropy = [0.05 + 0.1 * i for i in range(12)]
-    y = [0.9 - 0.3 * math.exp(h) + noise * math.sin(9 * h) for h in entropy]
+    y = [0.9 - 0.3 * math.exp(h) + 0.1 * math.sin(9 * h) for h in entropy]
     slope, b = linear_regression([math.exp(h) for h in entropy], y)
     fitted = [b + slope * math.exp(h) for h in entropy]
     mse = fmean((one - other) ** 2 for one, other in zip(y, fitted))
@@ -283,7 +295,7 @@ def test_fit_entropy_law(noise):
     agree(law.predict(entropy), fitted, "predictions")
 
 
-@pytest.mark.parametrize("entropy", [[], [0.5], [0.5, 0.5, 0.5]])
+@pytest.mark.parametrize("entropy", [[], [0.5, 0.5, 0.5]])
 def test_fit_entropy_law_without_a_law(entropy):
     """Fewer than two different entropies are refused."""
     with pytest.raises(er.UserError):
@@ -306,16 +318,6 @@ def test_tabular_entropy_change(rule):
     agree(predicted, (slopes[1] * step).sum(-1), "predicted", 1e-12)
 
 
-def test_tabular_entropy_change_in_check_theory(capsys):
-    """Both theorems are of first order: halving eta quarters each error printed."""
-    er.check_theory()
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
-    assert sum("Theorem" in line for line in lines) == 2 and [row[0] for row in rows].count("1999") == 2
-    for row in rows:
-        assert float(row[-1]) == pytest.approx(4, abs=0.4), row
-
-
 # Rollouts and log-probabilities
 
 BASIC = dict(vocab_size=40, hidden_size=32, num_attention_heads=4, n_layer=2, eos_token_id=1, pad_token_id=0)
@@ -325,8 +327,7 @@ KINDS = {
     "gemma3_text": dict(WINDOW, layer_types=["sliding_attention", "full_attention"]),
     "mixtral": dict(WINDOW, num_local_experts=4),
     "gpt_neo": dict(BASIC, attention_types=[[["local"], 2]], num_layers=2, num_heads=4, window_size=8),
-    "mistral": WINDOW, "phi3": WINDOW, "qwen3": COMMON, "llama": COMMON, "gpt_neox": COMMON,
-    "smollm3": COMMON, "gpt2": BASIC, "bloom": BASIC,
+    "phi3": WINDOW, "qwen3": COMMON, "gpt_neox": COMMON, "smollm3": COMMON, "gpt2": BASIC, "bloom": BASIC,
 }
 PROMPTS = [[5], [4, 6, 8, 10, 9, 11, 2, 5, 7, 30, 31, 32], [7, 7, 3]]
 STOPS = [1, 14]
@@ -372,7 +373,6 @@ LOG2 = math.log(2)
     ([LOG2, 2 * LOG2, 0, 0], -2 * LOG2, 1.75 * LOG2,
      [0.75 + LOG2 / 16, -0.5 - 0.375 * LOG2, (1.25 * LOG2 - 1) / 8, (1.25 * LOG2 - 1) / 8]),
     ([0, 400, 0, 0], -400, 0, [1, -1, 0, 0]),
-    ([-400, 0, 0, -800], -400 - LOG2, LOG2, [1, -0.5, -0.5, 0]),
     ([2, -math.inf, 2, -math.inf], -LOG2, LOG2, [0.5, 0, -0.5, 0]),
 ])
 def test_token_logprobs(logits, logprob, entropy, gradient):
@@ -432,7 +432,7 @@ def test_response_logprobs_check_policy_refuses(kind, changes):
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_response_logprobs_in_chunks(kind, rows, monkeypatch):
-    """Values and gradients are the plain way's; no more rows of logits exist at once than allowed."""
+    """Values and gradients are the plain way's; never more rows of logits at once than allowed."""
     model = random_model(kind, spread=0.1)
     rollouts = roll(model, max_new_tokens=9)
     own = own_logprobs(model, rollouts, 0.7)
@@ -445,42 +445,16 @@ def test_response_logprobs_in_chunks(kind, rows, monkeypatch):
     assert max(projected) <= rows and sum(projected) == 2 * rollouts.response_mask.sum()  # backward too
 
 
-MEMORY = """
-import entropy_rl as er, resource, torch, transformers
-V = 151_936
-er.LOGITS_AT_ONCE //= 8
-model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(vocab_size=V, hidden_size=16,
-    num_hidden_layers=1, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1))
-ids = torch.randint(V, (8, 64))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-logprobs, entropy = er.response_logprobs(model, ids, torch.ones_like(ids), 60)
-(logprobs.mean() + entropy.mean()).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (8 * 60 * V * 4))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="measures in Linux's units")
-def test_response_logprobs_memory():
-    """Forward and backward at Qwen2.5's vocabulary take less than half of one float32 tensor of all logits.
-
-    For time 60 of 480 tokens, in chunks so small that malloc keeps them without this setting.
-    """
-    env = dict(os.environ, PYTHONPATH=str(Path(er.__file__).parent), MALLOC_MMAP_THRESHOLD_="1000000")
-    command = [sys.executable, "-c", MEMORY.replace("entropy_rl", er.__name__)]
-    assert float(subprocess.run(command, stdout=subprocess.PIPE, env=env, check=True).stdout) < 0.5
-
-
-@pytest.mark.parametrize("padding", [0, 14])
-def test_sample_rollouts(padding):
+def test_sample_rollouts():
     """Padded on both sides, true up to and including the stop token, even if that is the padding."""
-    found = roll(random_model(spread=0.05), eos_token_ids=[1, 14, 20], pad_token_id=padding)
+    found = roll(random_model(spread=0.05), eos_token_ids=[1, 14, 20], pad_token_id=14)
     lengths = []
     for row, ids in enumerate(found.input_ids.tolist()):
         prompt = PROMPTS[row // 4]
         left = 12 - len(prompt)
         n = min([t + 1 for t in range(24) if ids[12 + t] in (1, 14, 20)] + [24])
         lengths.append(n)
-        assert ids == [padding] * left + prompt + ids[12:12 + n] + [padding] * (24 - n)
+        assert ids == [14] * left + prompt + ids[12:12 + n] + [14] * (24 - n)
         assert found.attention_mask[row].tolist() == [0] * left + [1] * (len(prompt) + n) + [0] * (24 - n)
         assert found.response_mask[row].tolist() == [True] * n + [False] * (24 - n)
     assert len(lengths) == 12 and min(lengths) < 10 and lengths.count(24) > 1
@@ -508,14 +482,6 @@ def test_sample_rollouts_frequencies():
     assert ((seen - expected) ** 2 / expected).sum() < 35 + 4 * math.sqrt(2 * 35)
 
 
-def test_sample_rollouts_generator():
-    """One seed, one rollout; the global random state is left alone."""
-    model = random_model(spread=0.05)
-    state = torch.random.get_rng_state()
-    found = [roll(model, seed=seed).input_ids.tolist() for seed in [0, 0, 1]]
-    assert found[0] == found[1] != found[2] and torch.equal(torch.random.get_rng_state(), state)
-
-
 def spoilt(value):
     """A model with a value for the logits of tokens above 20."""
     model = random_model(spread=0.05)
@@ -530,10 +496,11 @@ def test_sample_rollouts_of_impossible_tokens():
     assert found.input_ids[:, 12:].max() <= 20 and (found.logprobs + found.entropy).isfinite().all()
 
 
-def test_sample_rollouts_refuses_nan():
-    """Logits that are not numbers end in a line for the user."""
+@pytest.mark.parametrize("logit", [math.nan, math.inf])
+def test_sample_rollouts_refuses_what_is_no_number(logit):
+    """Such logits end in a line for the user."""
     with pytest.raises(er.UserError, match="--lr"):
-        roll(spoilt(math.nan))
+        roll(spoilt(logit))
 
 
 # The update
@@ -575,11 +542,11 @@ def update_config(method="kl_cov", **changes):
     return er.Config(**dict(values, **changes))
 
 
-def learn(start, config, rewards=REWARDS, function=er.update):
+def learn(start, config):
     """update() on a copy of the model by SGD, a linear optimizer: its row and the weights."""
     model = copy.deepcopy(start[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
-    row = function(config, policy_of(model), random_model(spread=0.12), optimizer, start[1], rewards, 1)
+    row = er.update(config, policy_of(model), random_model(spread=0.12), optimizer, start[1], REWARDS, 1)
     return row, parameters_to_vector(model.parameters()).detach()
 
 
@@ -604,7 +571,7 @@ def test_update_micro_batches(method, start):
         norms.append(gradient.norm().item())
         weights = parameters_to_vector(model.parameters()) - config.lr * gradient / max(1, norms[-1])
         vector_to_parameters(weights.detach(), model.parameters())
-    for size in [1, 3, 8, 100]:
+    for size in [1, 3, 100]:
         row, found = learn(start, update_config(method, micro_batch=size))
         assert row["updates"] == 3 and bool(row["selected_tokens"]) == ("cov" in method)
         assert (row["clip_fraction"] > 0) == (method not in ("pg", "kl_cov"))
@@ -613,47 +580,53 @@ def test_update_micro_batches(method, start):
         agree(found, weights, f"micro_batch {size}: weights", 1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 3, 8, 100])
-def test_update_ratio_one(size, start, monkeypatch):
-    """At unmoved weights every ratio is exactly 1, so KL-Cov's first step is policy gradient's."""
-    losses = er.token_losses
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_update_ratio_one(size, start):
+    """At unmoved weights every ratio is exactly 1."""
     equal = []
 
-    def spy(config, logprobs, old_logprobs, *rest):
+    def look(config, logprobs, old_logprobs, *rest):
         equal.append(logprobs.requires_grad and torch.equal(logprobs, old_logprobs))
-        return losses(config, logprobs, old_logprobs, *rest)
 
-    monkeypatch.setattr(er, "token_losses", spy)
-    learn(start, update_config(micro_batch=size, lr=1e-12))  # three steps that move nothing
-    kl_cov = learn(start, update_config(micro_batch=size, updates=1))[1]
-    pg = learn(start, update_config("pg", micro_batch=size, updates=1))[1]
-    assert all(equal) and torch.equal(kl_cov, pg)
+    with on_call("token_losses", 0, look):
+        learn(start, update_config(micro_batch=size, lr=1e-12))  # three steps that move nothing
+    assert len(equal) >= 3 and all(equal)
 
 
-@pytest.mark.parametrize("fault", [lambda x: x.detach() * math.inf, lambda x: (x - x.detach()).abs().sqrt()])
+@pytest.mark.parametrize("fault", [lambda x: x.detach() * math.inf, lambda x: (x - x.detach()).abs().sqrt()],
+                         ids=["loss", "gradient"])
 def test_update_without_a_finite_number(fault, start, monkeypatch):
-    """A step of no finite loss or gradient is counted and leaves the weights; others are made."""
+    """A step of no finite loss or gradient is counted and leaves the weights; the next one is made."""
     losses = er.token_losses
-    weights = []
+    calls = []
 
     def faulty(config, logprobs, *rest):
-        weights.append(parameters_to_vector(model.parameters()).detach())
-        return losses(config, logprobs, *rest) + (fault(logprobs) if len(weights) == 2 else 0)
+        calls.append(1)
+        return losses(config, logprobs, *rest) + (fault(logprobs) if len(calls) == 1 else 0)
 
-    model = copy.deepcopy(start[0])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     monkeypatch.setattr(er, "token_losses", faulty)
-    row = er.update(update_config("pg"), policy_of(model), None, optimizer, start[1], REWARDS, 1)
-    weights.append(parameters_to_vector(model.parameters()))
-    still = [torch.equal(before, after) for before, after in zip(weights, weights[1:])]
-    assert still == [False, True, False] and row["skipped_updates"] == 1 and weights[3].isfinite().all()
+    for updates in [1, 3]:
+        calls.clear()
+        row, weights = learn(start, update_config("pg", updates=updates))
+        unmoved = torch.equal(weights, parameters_to_vector(start[0].parameters()))
+        assert row["skipped_updates"] == 1 and weights.isfinite().all() and unmoved == (updates == 1)
 
 
-def test_update_with_nothing_to_learn(start):
-    """Where all groups are all right or all wrong no update is made."""
-    row, weights = learn(start, update_config(), torch.tensor([1.0] * 8 + [0.0] * 16))
-    assert row["updates"] == 0 and row["loss"] is None and set(er.UPDATE_KEYS) <= set(row)
-    assert torch.equal(weights, parameters_to_vector(start[0].parameters()))
+@pytest.mark.parametrize("needs", ["entropy", "rollout_entropy"])
+def test_update_by_a_new_method(needs, start, monkeypatch):
+    """Its selection and its loss get the entropy: the policy's, or that of the rollout."""
+    rows = er.mini_batches(update_config(updates=1), start[1], REWARDS, 1)[0][0]
+    part = er.Rollouts(*[value[rows] for value in vars(start[1]).values()])
+    expected = own_logprobs(start[0], part, 0.9)[1].detach() if needs == "entropy" else part.entropy
+    seen = []
+    monkeypatch.setitem(er.METHODS, "mine", ["selection", needs])
+    monkeypatch.setitem(er.CHOICES, "method", ["mine"])
+    with on_call("select_tokens", 1, lambda *arguments: seen.append(arguments[6])):
+        with on_call("token_losses", 1, lambda *arguments: seen.append(arguments[5].detach())):
+            learn(start, update_config("mine", updates=1))
+    assert len(seen) == 2
+    for entropy in seen:
+        agree(entropy * part.response_mask, expected * part.response_mask, "entropy", 1e-4)
 
 
 def test_update_token_statistics():
@@ -743,7 +716,7 @@ ROW = """step seconds reward entropy response_length truncated zero_std_groups l
 EVALUATION = ["eval_avg", "eval_avg_se", "eval_pass", "eval_greedy", "eval_k"]
 
 
-# --- An untrained policy, a reward that any text can earn, runs of half a second
+# --- Runs of half a second: an untrained policy, a reward that any text can earn
 
 
 def toy(patch):
@@ -758,28 +731,22 @@ def toys(monkeypatch):
     return monkeypatch
 
 
-def saved(model_and_tokenizer, folder):
-    for part in model_and_tokenizer:
-        part.save_pretrained(folder)
+def saved(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
-
-
-def reader():
-    """An untrained model and tokenizer for any text: each byte is a token."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(er, "TINY_CHARACTERS", "".join(sorted(ByteLevel.alphabet())))
-        return er.tiny_policy(0, width=32)
 
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory):
-    return saved(er.tiny_policy(0, width=32), tmp_path_factory.mktemp("policy"))
+    return saved(*er.tiny_policy(0, width=32), tmp_path_factory.mktemp("policy"))
 
 
 def flags(settings):
     arguments = []
     for name, value in settings.items():
-        arguments += [er.flag(name)] + (str(value).split(" ") if value is not True else [])
+        values = value if isinstance(value, list) else str(value).split(" ")
+        arguments += [er.flag(name)] + ([str(v) for v in values] if value is not True else [])
     return arguments
 
 
@@ -810,8 +777,8 @@ def half(runs, tmp_path):
 @pytest.fixture
 def cli(policy, toys, tmp_path, capsys):
     """cli("--steps 2", out=...) runs main with small settings: (status, stdout, lines of stderr)."""
-    def call(text="", small=True, picture=False, **changes):
-        settings = {"model": policy, "out": tmp_path / "run", **SMALL, **changes} if small else changes
+    def call(text="", picture=False, **changes):
+        settings = {"model": policy, "out": tmp_path / "run", **SMALL, **changes}
         capsys.readouterr()
         with pytest.MonkeyPatch.context() as patch:
             for library in ["datasets", "transformers", "huggingface_hub"]:
@@ -830,8 +797,7 @@ def refused(result, *words):
     """Exit status 2, and one line on stderr that has the words."""
     status, _, errors = result
     assert status == 2 and len(errors) == 1, result
-    for word in words:
-        assert word in errors[0], f"{word} is not in: {errors[0]}"
+    assert not [word for word in words if word not in errors[0]], errors[0]
     return True
 
 
@@ -864,17 +830,15 @@ def files_of(run):
 
 def assert_same_run(run, other):
     """Rows, samples, weights, optimizer and saved policy agree to the last bit."""
-    assert rows_of(run) == rows_of(other)
-    assert rows_of(run, "samples.jsonl") == rows_of(other, "samples.jsonl")
-    ours = state_of(run)
-    theirs = state_of(other)
+    for name in ["metrics.jsonl", "samples.jsonl"]:
+        assert rows_of(run, name) == rows_of(other, name)
     for key in ["step", "model", "optimizer"]:
-        assert same(ours[key], theirs[key])
+        assert same(state_of(run)[key], state_of(other)[key])
     assert files_of(run / "policy") == files_of(other / "policy")
 
 
 def in_child(work):
-    """Fork a process that does the work without output; its id."""
+    """Fork a process that does the work in silence, and exits with 0 if nothing is raised; its id."""
     pid = os.fork()
     if pid == 0:
         null = os.open(os.devnull, os.O_RDWR)
@@ -882,42 +846,46 @@ def in_child(work):
         os.dup2(null, 2)
         with contextlib.suppress(BaseException):
             work()
-        os._exit(0)
+            os._exit(0)
+        os._exit(1)
     return pid
 
 
-# --- The module, settings, a run folder
+def interrupt(*arguments):
+    signal.raise_signal(signal.SIGINT)
+
+
+def damage(run, name, edit):
+    """Replace a file of a run by what edit makes of its bytes."""
+    path = run / name
+    path.write_bytes(edit(path.read_bytes()))
+
+
+# --- The module and its command line
 
 
 def test_import_starts_nothing(tmp_path):
-    """Importing starts no thread, opens no connection, writes no file and changes no setting of torch."""
+    """No thread, no connection, no file, no other setting of torch."""
     def settings():
         return [torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
-                threading.active_count(), torch.get_float32_matmul_precision(), len(sys.modules),
-                torch.random.get_rng_state().tolist()]
+                threading.active_count(), torch.random.get_rng_state().tolist()]
 
     def work():
-        os.chdir(home)
-        os.environ.update(HOME=str(home), XDG_CACHE_HOME=str(home), HF_HOME=str(home))
+        os.chdir(tmp_path)
+        os.environ.update(HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path), HF_HOME=str(tmp_path))
         sys.modules["resource"] = sys.modules["fcntl"] = None  # as on Windows
         sys.addaudithook(lambda event, arguments: os._exit(1) if event == "socket.connect" else None)
         for name in [er.__name__, "datasets", "matplotlib"]:
             sys.modules.pop(name, None)
         torch.set_num_threads(2)
-        torch.manual_seed(7)
         before = settings()
         importlib.import_module(er.__name__)
-        sys.modules.pop(er.__name__)
-        if settings() == before:
-            (tmp_path / "fine").touch()
-    home = tmp_path / "home"
-    home.mkdir()
-    os.waitpid(in_child(work), 0)
-    assert (tmp_path / "fine").exists() and not list(home.iterdir())
+        assert settings() == before and not {"datasets", "matplotlib"} & set(sys.modules)
+    assert os.waitpid(in_child(work), 0)[1] == 0 and not list(tmp_path.iterdir())
 
 
 def test_flags(capsys):
-    """Every flag of the contract is in --help, in groups with the modes first, with its defaults."""
+    """--help has every flag of the contract, in groups with the modes first, with its defaults."""
     with pytest.raises(SystemExit):
         er.main(["--help"])
     text = capsys.readouterr().out
@@ -925,6 +893,408 @@ def test_flags(capsys):
     groups = re.findall(r"^(\w[\w ]*):\n +-", text, re.M)
     assert groups[-6:] == ["modes", "method", "model and data", "training", "evaluation", "machine"]
     assert "[kl_cov]" in text and re.search(r"\[real\s+model:\s+1e-06\]", text)
+
+
+def test_settings_of_a_real_model():
+    """A real model gets the paper's settings, what is given wins; clips by method."""
+    real = er.Config(**er.parse(["--model", "org/x", "--updates", "2"]))
+    assert (real.updates, real.lr, real.kl_cov_fraction, real.clip_cov_high) == (2, 1e-6, 2e-3, 5.0)
+    assert er.Config(**er.parse([])) == er.Config()
+    found = [er.Config(method=name) for name in ["grpo", "clip_higher", "clip_cov"]]
+    assert [(config.clip_low, config.clip_high) for config in found] == [(0.2, 0.2), (0.2, 0.28), (1.0, 1.0)]
+    assert er.Config(method="clip_cov", clip_low=0.0).clip_low == 0.0
+    assert er.Config(seed=3).out == "runs/kl_cov-seed3"
+
+
+NAMED = """--no-such-flag 1; --step 3; --steps 0; --steps 2.5; --group-size 1; --temperature nan;
+    --seed -1; --eval-problems 30000; --clip-cov-ratio 1.5; --report; --report nowhere; --report damaged;
+    --report foreign; --device nope; --stop Q; --out good.txt/run; --model nobody/no-such-model;
+    --model torn; --model wordless; --model coded; --data nowhere.jsonl; --data zero.jsonl;
+    --data prose.jsonl; --data prose.parquet; --data binary.csv; --data scalars.jsonl; --data ragged.csv;
+    --data answerless.jsonl; --data chat.jsonl; --data nobody/no-such-data"""  # the line has the last word
+BAD = r"""
+    --method ppo | --method grpo kl_cov
+    --prompt-template What? | --prompt-template {problem}
+    --updates 3 | --updates --prompts 2
+    --clip-cov-low 5 --clip-cov-high 1 | --clip-cov-low below --clip-cov-high
+    --seeds 0,1 | --seeds --compare
+    --compare --seeds 0,x | --seeds 0,x
+    --compare grpo ppo | ppo grpo
+    --compare --method grpo | --compare
+    --data half.jsonl | half.jsonl
+    --data letters.jsonl | --model write w
+    --model shallow | shallow weights h.2
+    --max-new-tokens 2000 | --max-new-tokens
+    --prompts 100 | --prompts 100 64 lower
+    --model tiny --data good.txt | --data --model
+    --model tiny --eval-data good.txt | -data --model
+    --data good.txt | good.txt .jsonl .csv .parquet
+    --data columns.jsonl | columns.jsonl problem answer colour shape
+"""  # arguments | words of the line
+CASES = {" ".join(case.split()): case.split()[-1] for case in NAMED.split(";")}
+CASES.update(line.strip().split(" | ") for line in BAD.strip().splitlines())
+
+
+@pytest.fixture(scope="session")
+def wrong(tmp_path_factory, policy):
+    """A folder of files and folders, each wrong in its own way."""
+    root = tmp_path_factory.mktemp("wrong")
+    for name in ["damaged", "foreign"]:
+        (root / name).mkdir()
+        (root / name / "config.json").write_text('{"method": "grpo"}')
+    texts = {
+        "zero.jsonl": "", "prose.jsonl": "once upon\n", "prose.parquet": "upon a time", "good.txt": "1+1?",
+        "columns.jsonl": '{"colour": 1, "shape": "2"}\n', "scalars.jsonl": '5\n"text"\n',
+        "ragged.csv": "colour\n1,2,3\n", "letters.jsonl": '{"problem": "Why?", "answer": "2"}\n',
+        "half.jsonl": '{"problem": "\\ud800", "answer": "2"}\n',
+        "answerless.jsonl": '{"problem": "1", "answer": ""}\n{"problem": "2", "answer": ["1", "2"]}\n',
+        "chat.jsonl": '{"prompt": [{"role": "user", "text": "1"}], "answer": 1}\n{"problem": [1]}\n',
+        "damaged/metrics.jsonl": '{"step": 0}\n{"step"\n{"step": 2}\n',
+        "foreign/metrics.jsonl": '{"loss": "low"}\n{"step": "one"}\n',
+    }
+    for name, text in texts.items():
+        (root / name).write_text(text)
+    (root / "binary.csv").write_bytes(b"\xff\xfe\x00\n" * 9)
+    for name in ["torn", "wordless", "coded", "shallow"]:
+        shutil.copytree(policy, root / name)
+    damage(root, "shallow/config.json", lambda old: old.replace(b'"n_layer": 2', b'"n_layer": 3'))
+    damage(root, "torn/model.safetensors", lambda old: old[:5000])
+    for path in (root / "wordless").glob("tokenizer*"):
+        path.unlink()
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModelForCausalLM": "code.Own"}}
+    (root / "coded" / "config.json").write_text(json.dumps(own))
+    (root / "coded" / "code.py").write_text(f"open({str(root / 'boom')!r}, 'w')\nclass Own: pass\n")
+    return root
+
+
+@pytest.mark.parametrize("arguments", CASES)
+def test_bad_input_ends_with_one_line(cli, wrong, toys, arguments):
+    """It names what is wrong, before any long work, nothing executed."""
+    for name in ["rollout_step", "evaluate", "imitate"]:
+        toys.setattr(er, name, None)  # too late for a refusal
+    toys.chdir(wrong)
+    toys.setattr("builtins.input", lambda *question: "y")  # to whatever might ask
+    assert refused(cli(arguments), *CASES[arguments].split())
+    assert not (wrong / "boom").exists()
+
+
+def test_out_of_memory_is_told_and_a_defect_is_not_hidden(cli):
+    """Out of memory is one line; any other RuntimeError keeps its traceback."""
+    def fail(*arguments):
+        raise RuntimeError(message)
+    with on_call("rollout_step", 0, fail):
+        for message in ["CUDA out of memory. Tried 2 GiB", "DefaultCPUAllocator: can't allocate memory: you"]:
+            assert refused(cli("--resume"), "out of memory", "--micro-batch", "--prompts")
+        message = "a defect"
+        with pytest.raises(RuntimeError, match="defect"):
+            cli("--resume")
+
+
+def test_check_theory_prints_second_order_errors(cli):
+    """Halving eta quarters the error, for both theorems, at every step printed."""
+    status, out, errors = cli("--check-theory")
+    ratios = [float(line.split()[-1]) for line in out.splitlines() if line.strip()[:1].isdigit()]
+    assert status == 0 and not errors and out.count("Theorem") == 2 and len(ratios) == 18
+    assert ratios == pytest.approx([4] * 18, abs=0.4)
+
+
+def test_a_closed_pipe(monkeypatch, capsys):
+    """Output into a `head` that has gone, or into nothing, ends without a word."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as pipe:  # closed at its end, as the interpreter does
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert er.main(["--check-theory"]) == 1
+    monkeypatch.setattr(sys, "stdout", None)
+    assert er.main(["--check-theory"]) == 0 and capsys.readouterr().err == ""
+
+
+def test_a_terminal_without_unicode(monkeypatch, tmp_path):
+    """A plus-minus sign becomes a question mark."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert er.main(["--report", *map(str, with_seeds(tmp_path, "grpo", [0.2, 0.4]))]) == 0
+    assert b"0.300 ? 0.100" in sys.stdout.buffer.getvalue()
+
+
+# --- Problems
+
+
+def write(path, rows):
+    """Rows as a data file of the name's suffix. Returns its path."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        getattr(datasets.Dataset.from_list(rows), f"to_{path.suffix[1:]}")(path)
+    return path
+
+
+def reader(chat_template=None):
+    """An untrained policy that reads any text: each byte is a token."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(er, "TINY_CHARACTERS", "".join(sorted(ByteLevel.alphabet())))
+        model, tokenizer = er.tiny_policy(0, width=32)
+    tokenizer.chat_template = chat_template
+    return er.Policy(model, tokenizer, [1], [1], "", 0)
+
+
+@pytest.fixture
+def read(toys):
+    """read(data, ...): what is trained on and what is held out, for a policy that reads any text."""
+    loaded = reader()
+    toys.setattr(er, "load_policy", lambda config: loaded)
+
+    def call(data, **changes):
+        config = er.Config(**{"model": "reader", "data": str(data), "prompts": 1, "updates": 1,
+                              "max_new_tokens": 4, **changes})
+        return er.prepare(config)[1:]
+    return call
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "é 'x' [1]*?.parquet"])
+def test_data_files(read, tmp_path, name):
+    """The same rows from every kind of file, whatever its name or the line ends inside a text."""
+    rows = [{"problem": f"p{n}, \u2028é\u0085?", "answer": f"{n}/2"} for n in range(20)]
+    train, held_out = read(write(tmp_path / name, rows + [{"problem": "q", "answer": None}]))
+    found = [{"problem": row["problem"], "answer": row["answer"]} for row in train + held_out]
+    assert sorted(map(str, found)) == sorted(map(str, rows)) and len(held_out) == 2
+
+
+GOLDS = r"""
+    9223372036854775808 | 9223372036854775808
+    -0.10 | -0.10
+    "2024-01-05" | 2024-01-05
+    "nan" | nan
+    ["4"] | 4
+    [9007199254740993] | 9007199254740993
+    "[\"4\"]" | 4
+    "[\"x]" | ["x]
+    "so\n#### \\frac{1}{2}" | \frac{1}{2}
+    NaN |
+    null |
+    " " |
+    ["4", "5"] |
+    {"a": 1} |
+    "#### Step 1\n LONG" |
+"""  # in JSON | the gold; nothing: the row is skipped
+
+
+def test_golds_are_the_text_of_the_file(read, tmp_path, capsys):
+    """A gold is the text as it stands. What has no text, or no room, is skipped and counted."""
+    pairs = [line.replace("LONG", 300 * "x").split(" |") for line in GOLDS.strip("\n").splitlines()]
+    rows = [f'{{"problem": "p{number}", "answer": {pair[0]}}}\n' for number, pair in enumerate(pairs)]
+    rows.append(f'{{"problem": "long{"x" * 300}", "answer": "1"}}\n')
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    found = {row["problem"]: row["answer"] for row in sum(read(tmp_path / "a.jsonl"), [])}
+    assert found == {f"p{number}": pair[1].strip() for number, pair in enumerate(pairs) if pair[1]}
+    assert f" 7 of {len(rows)} rows " in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("values, golds", [
+    ([9007199254740993, None, 7], ["7", "9007199254740993"]),
+    ([math.nan, 0.5, 0.25], ["0.25", "0.5"]), ([["4"], None, ["5"]], ["4", "5"])])
+def test_golds_of_a_table(read, tmp_path, values, golds):
+    """The types of a parquet file change no gold."""
+    rows = [{"problem": f"p{n}", "answer": value} for n, value in enumerate(values)]
+    found = sum(read(write(tmp_path / "a.parquet", rows)), [])
+    assert sorted(row["answer"] for row in found) == golds
+
+
+@pytest.mark.parametrize("row", [
+    {"problem": "1+1?", "answer": "2"}, {"question": "1+1?", "solution": "so #### 2"},
+    {"prompt": [{"role": "system", "content": "Add"}, {"role": "user", "content": "1+1?"}],
+     "ground_truth": "2"},
+    {"prompt": "1+1?", "reward_model": {"style": "rule", "ground_truth": "2"}, "answer": None}])
+def test_columns(read, tmp_path, row):
+    """Question and answer columns by any of their names, at the top or one level down; a chat."""
+    path = write(tmp_path / "d.jsonl", [{"id": 1, **row}])
+    _, held_out = read("arithmetic", eval_data=str(path))
+    assert (er.problem_text(held_out[0]["problem"]), held_out[0]["answer"]) == ("1+1?", "2")
+
+
+def test_train_and_held_out_are_disjoint(read, tmp_path):
+    """The built-in splits; one file for both, under two names too; repeated rows are one."""
+    splits = [er.arithmetic_problems(name, 500) for name in ["train", "dev", "test"]]
+    assert len({row["problem"] for row in sum(splits, [])}) == 1500
+    path = write(tmp_path / "one.jsonl", [{"problem": f"p{n // 2}", "answer": "1"} for n in range(80)])
+    other = f"{tmp_path}/../{tmp_path.name}/one.jsonl"
+    for changes, count in [({}, 4), ({"eval_data": str(path)}, 4), ({"eval_data": other}, 9)]:
+        train, held_out = read(path, eval_problems=9, **changes)
+        problems = {row["problem"] for row in train + held_out}
+        assert len(problems) == len(train) + len(held_out) == 40 and len(held_out) == count
+
+
+@pytest.mark.parametrize("other", [
+    lambda p: "  " + p.replace(" ", "\n\u00a0 ") + "\n",
+    lambda p: [{"role": "system", "content": "Think."}, {"role": "user", "content": p + " "}],
+    lambda p: [{"role": "user", "content": er.INSTRUCTION.replace("{problem}", p)}]],
+    ids=["blanks", "chat", "instruction"])
+def test_held_out_problems_are_never_trained_on(read, tmp_path, other):
+    """Though blanks or the form of a chat differ; the other problems stay."""
+    asked = [f"What is {n} ?" for n in range(8)]
+    data = write(tmp_path / "train.jsonl", [{"problem": problem, "answer": "1"} for problem in asked])
+    rows = [{"problem": other(problem), "answer": "1"} for problem in asked[:4]]
+    train, held_out = read(data, eval_data=str(write(tmp_path / "test.jsonl", rows)))
+    assert sorted(row["problem"] for row in train) == asked[4:] and len(held_out) == 4
+
+
+@pytest.mark.parametrize("layout, train, test", [
+    ({"socratic": ["train", "test"], "main": ["train", "test"]}, "main train", "main test"),
+    ({"default": ["validation", "train"]}, "default train", "default validation"),
+    ({"default": ["test"]}, "default test", "default test")])
+def test_hub_data_sets(monkeypatch, layout, train, test):
+    """Which configuration and split of a hub data set is read, and whether one serves both."""
+    def load(source, config):
+        return {split: [f"{config} {split}"] for split in layout[config]}
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda source: list(layout))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert er.read_rows("org/name", "train") == ([train], train == test)
+    assert er.read_rows("org/name", "test") == ([test], train == test)
+
+
+def test_the_order_of_the_data_depends_on_the_seed_alone(make, toys, tmp_path):
+    """Every method sees the same problems; an epoch has each of them once."""
+    toys.setattr(er, "TRAIN_PROBLEMS", 6)
+
+    def order(name, **changes):
+        seen = []
+        with on_call("sample_and_reward", 0, lambda *arguments: seen.append(arguments[2])):
+            make(tmp_path / name, steps=6, eval_every=0, **changes)
+        return [[problem["problem"] for problem in batch] for batch in seen[1:]]  # step 0 looks only
+    batches = order("a")
+    assert batches == order("b", method="clip_cov", advantage="rloo") != order("c", seed=1)
+    first = sum(batches[:3], [])
+    second = sum(batches[3:], [])
+    assert sorted(first) == sorted(second) and len(set(first)) == 6 and first != second
+
+
+# --- Policies and prompts
+
+PLAIN = "<{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}>"
+PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}="
+RAISES = PARTS.replace("part.text", "'' + part.text")  # for a text in place of parts
+CHAT = [{"role": "user", "content": "1+1?"}]
+SENTENCE = er.INSTRUCTION.replace("{problem}", "1+1?")
+
+
+@pytest.mark.parametrize("problem, chat_template, template, prompt", [
+    ("1+1?", None, "", SENTENCE + "\n"), (CHAT, None, "", SENTENCE + "\n"),
+    ("1+1?", PLAIN, "Q: {problem}", "Q: 1+1?"),
+    ("1+1?", PLAIN, "", f"<user:{SENTENCE}>"), (CHAT, PLAIN, "", "<user:1+1?>"), (CHAT, PARTS, "", "1+1?="),
+    (CHAT, RAISES, "", "1+1?="), ("{x} {problem}", None, "{problem}!", "{x} {problem}!")])
+def test_prompts(problem, chat_template, template, prompt):
+    """A text and a chat, with a template, the model's own, one over content parts, or none."""
+    policy = reader(chat_template)
+    assert policy.tokenizer.decode(policy.encode(problem, template)) == prompt
+
+
+@pytest.mark.parametrize("chat_template", [
+    "hello", "{{ raise_exception('no') }}", "{{ messages[1].content[:2] }}", "{{ messages[1].content }}"])
+def test_a_template_that_loses_the_problem_is_refused(chat_template):
+    """One that gives something else, an error, a part, or the last message alone."""
+    with pytest.raises(er.UserError, match="--prompt-template"):
+        reader(chat_template).encode([{"role": "system", "content": "Base 2."}, *CHAT], "")
+
+
+@pytest.mark.parametrize("writes, template, prompt", [
+    ("<eos> $A <eos> <eos>", "{problem}", "<eos>1+1?"), ("<eos> $A", "<eos>{problem}", "<eos>1+1?"),
+    ("<eos> $A <eos>", "", f"<user:{SENTENCE}>")])
+def test_what_a_tokenizer_adds(writes, template, prompt):
+    """No </s> at the end of a prompt, one <s> where both write it, none beside a chat template."""
+    policy = reader(None if template else PLAIN)
+    policy.tokenizer.bos_token = "<eos>"
+    added = TemplateProcessing(single=writes, special_tokens=[("<eos>", 1)])
+    policy.tokenizer.backend_tokenizer.post_processor = added
+    assert policy.tokenizer.decode(policy.encode("1+1?", template)) == prompt
+
+
+@pytest.mark.parametrize("opening, open_thought", [("<think>\n", True), ("<think></think>", False)])
+def test_thoughts(toys, opening, open_thought):
+    """<think> stays in the text; where the prompt opens a thought, so the response."""
+    policy = reader()
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    policy.model.resize_token_embeddings(len(policy.tokenizer))
+    assert policy.response_text(policy.tokenizer("<think>5").input_ids + [1]) == "<think>5"
+    seen = []
+    toys.setattr(er, "math_reward", lambda response, gold: seen.append(response) or 0.0)
+    toys.setattr(er, "load_policy", lambda config: policy)
+    config = er.Config(max_new_tokens=4, prompt_template="{problem}" + opening, eval_only=True)
+    _, _, texts = er.sample_and_reward(config, policy, er.prepare(config)[2][:1], 2, 1.0, seeded(0))
+    assert seen == texts and all(text.startswith("<think>") == open_thought for text in texts)
+
+
+def test_models_of_others(cli, toys, tmp_path):
+    """--stop ends a response and is no part of it; an id without an embedding pads, ends and asks nothing."""
+    model, tokenizer = er.tiny_policy(0, width=32)
+    tokenizer.add_special_tokens({"pad_token": "<p>", "additional_special_tokens": ["<new>"]})
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    folder = saved(model, tokenizer, tmp_path / "model")
+    assert er.load_policy(er.Config(model=str(folder))).end_ids == [1]
+    texts = []
+    toys.setattr(er, "math_reward", lambda response, gold: texts.append(response) or 0.0)
+    assert cli(model=folder, steps=1, stop="=")[0] == 0
+    assert not any("=" in text for text in texts) and rows_of(tmp_path / "run")[1]["truncated"] < 1
+    result = cli(model=folder, prompt_template="<new>{problem}", out=tmp_path / "no")
+    assert refused(result, "--model", "embedding")
+
+
+def test_dropout_is_off(policy):
+    """So that the ratio can be 1 before an update."""
+    assert not er.load_policy(er.Config(model=policy, device="cpu")).model.training
+
+
+def other_crowd(expression, rng, brief):
+    return "\\boxed{5}"
+
+
+def test_warm_policies(toys, tmp_path):
+    """Made once a seed; another seed, or other code, is another folder."""
+    real = er.imitate
+    steps = [1]
+    toys.setattr(er, "imitate", lambda *arguments: real(*arguments, steps=steps[0], batch_size=4))
+    toys.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = er.warm_policy(0)
+    again = Path(first).rename(tmp_path / "first")
+    assert er.warm_policy(0) == first and same(weights_of(first), weights_of(again))
+    folders = [first, er.warm_policy(1)]
+    for name, value in [("crowd_solution", other_crowd), ("CROWD", {**er.CROWD, "slip": 0.3}),
+                        ("TRAIN_PROBLEMS", 65)]:
+        toys.setattr(er, name, value)
+        folders.append(er.warm_policy(0))
+    steps.clear()  # now nothing can be trained
+    assert er.warm_policy(0) == folders[-1] and len(set(folders)) == 5
+    weights = [weights_of(folder)["transformer.wte.weight"] for folder in folders[:2]]
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_two_processes_that_warm_up_at_once(toys, tmp_path):
+    """The slower one takes the other's policy, and leaves no draft."""
+    first = []
+
+    def imitate(*arguments):
+        if not first:
+            first.append("")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: 1)
+                first.append(er.warm_policy(0))
+    toys.setattr(er, "imitate", imitate)
+    toys.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert er.warm_policy(0) == first[1] and os.listdir(tmp_path / "entropy_rl") == [Path(first[1]).name]
+
+
+def test_a_cache_that_cannot_be_written(cli, toys, tmp_path):
+    """A cache under a file, or no home at all: one line, before the warm-up."""
+    toys.setattr(er, "imitate", lambda *arguments: 1 / 0)
+    (tmp_path / "file").touch()
+    toys.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert refused(cli(model="tiny"), str(tmp_path / "file"))
+    toys.delenv("XDG_CACHE_HOME")
+    toys.setattr(os.path, "expanduser", lambda path: path)
+    assert refused(cli(model="tiny"), "home", "XDG_CACHE_HOME")
+
+
+# --- Training
 
 
 def test_train_rows(runs):
@@ -942,80 +1312,81 @@ def test_train_rows(runs):
     assert same(weights_of(run / "policy"), state_of(run)["model"])
 
 
-def test_one_seed_gives_one_run(policy, toys, runs, tmp_path):
-    """The same seed: the same rows and weights, and no global random state used. Another seed: other rows."""
+def test_one_seed_gives_one_run(policy, make, toys, runs, tmp_path):
+    """One seed, one run, without the global random state; another seed, another run."""
     before = random.getstate(), torch.get_rng_state().tolist()
     toys.setattr(er, "resource", None)  # as on Windows: its key is null
-    for name, seed in [("again", 0), ("other", 1)]:
-        settings = {"model": policy, **SMALL, "out": str(tmp_path / name), "seed": seed}
-        rows = er.train(er.Config(**er.parse(flags(settings))))
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        assert rows == [json.loads(line) for line in lines] and rows[1]["peak_memory_mb"] is None
+    again = tmp_path / "again"
+    rows = er.train(er.Config(**er.parse(flags({"model": policy, "out": again, **SMALL}))))
+    lines = (again / "metrics.jsonl").read_text().splitlines()
+    assert rows == [json.loads(line) for line in lines] and rows[1]["peak_memory_mb"] is None
     assert before == (random.getstate(), torch.get_rng_state().tolist())
-    assert_same_run(tmp_path / "again", runs["whole"])
-    assert rows_of(tmp_path / "other")[0] != rows_of(tmp_path / "again")[0]
+    assert_same_run(again, runs["whole"])
+    assert rows_of(make(tmp_path / "other", seed=1))[0] != rows_of(again)[0]
 
 
-# --- Resume
+def test_eval_only_prints_numbers_and_trains_nothing(cli, runs, toys, tmp_path):
+    """JSON with a run's last evaluation, from its saved policy; no folder, no update."""
+    toys.setattr(er, "rollout_step", None)
+    status, out, _ = cli("--eval-only", model=runs["whole"] / "policy")
+    last = rows_of(runs["whole"])[-1]
+    expected = {key: last[key] for key in last if "eval_" in key}
+    assert status == 0 and json.loads(out) == {"eval_problems": 4, **expected}
+    assert set(last["eval_pass_at"]) == {"1", "2"} and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method, every, kills, steps", [("kl_cov", 1, 10, 24), ("ref_kl", 3, 4, 18)])
-def test_a_run_killed_at_random_moments_is_the_unbroken_run(make, toys, tmp_path, method, every, kills,
-                                                                steps):
-    """kill -9 at random moments, resumed each time: same rows, samples, weights and optimizer as without."""
-    settings = {"method": method, "checkpoint_every": every, "steps": steps, "eval_every": 5,
-                "ref_kl_coef": 1.0}
+def test_a_run_without_updates_says_so(cli, toys):
+    """All groups all wrong: no law is drawn of nothing."""
+    toys.setattr(er, "math_reward", lambda response, gold: 0.0)
+    toys.setattr(er, "fit_entropy_law", lambda *arguments: 1 / 0)
+    status, out, _ = cli(steps=10, eval_every=1, eval_problems=1, eval_samples=1, method="grpo", picture=True)
+    assert status == 0 and "no update was made" in out and "law" not in out
+
+
+def test_steps_without_a_finite_number_end_the_run(cli, toys, half):
+    """One line at the first such step, weights and optimizer as before it."""
+    before = state_of(half)
+    losses = er.token_losses
+    toys.setattr(er, "token_losses", lambda *arguments: losses(*arguments) * math.nan)
+    assert refused(cli("--resume", out=half, steps=50), "finite", "--lr") and len(rows_of(half)) <= 6
+    after = state_of(half)
+    assert same(after["model"], before["model"]) and same(after["optimizer"], before["optimizer"])
+
+
+# --- A run that is stopped, and its folder
+
+
+def test_a_run_killed_at_random_moments_is_the_unbroken_run(make, toys, tmp_path):
+    """kill -9 at random moments, each time resumed, changes nothing."""
+    settings = {"method": "ref_kl", "checkpoint_every": 2, "steps": 40, "eval_every": 5, "ref_kl_coef": 1.0}
     started = time.perf_counter()
     whole = make(tmp_path / "whole", **settings)
-    step = (time.perf_counter() - started) / steps
+    seconds = time.perf_counter() - started
     rng = random.Random(0)
     broken = tmp_path / "broken"
-    for _ in range(kills):
-        first = rng.randrange(1, every + 2)
-        delay = rng.uniform(0, step)
-
-        def work():
-            def kill(*arguments):
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process as kill -9 does
-                signal.setitimer(signal.ITIMER_REAL, delay)
-            with pytest.MonkeyPatch.context() as patch:
-                on_call(patch, er, "rollout_step", first, kill)
-                make(broken, resume=True, **settings)
-        assert os.WIFSIGNALED(os.waitpid(in_child(work), 0)[1]), "it had ended already: give it more steps"
-    assert 0 < len(rows_of(broken))
-    make(broken, resume=True, **settings)
-    assert_same_run(broken, whole)
+    for _ in range(8):
+        child = in_child(lambda: make(broken, resume=True, **settings))
+        time.sleep(rng.uniform(0, seconds / 4))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert 0 < len(rows_of(broken)) < 41, "killed before its end"
+    assert_same_run(make(broken, resume=True, **settings), whole)
 
 
-def damage(run, name, edit):
-    """Replace a file of a run by what edit makes of its bytes; without one, delete it."""
-    path = run / name
-    if edit:
-        path.write_bytes(edit(path.read_bytes() if path.exists() else b""))
-    else:
-        path.unlink()
-
-
-@pytest.mark.parametrize("name, edit", [
-    ("config.json", lambda old: b"[]"), ("checkpoint.tmp", lambda old: b"half a checkpoint"),
-    ("metrics.jsonl", lambda old: old + b'{"step": 3, "rew'),
-    ("metrics.jsonl", lambda old: old + b'{"step": 3, "reward": 9.0}\n{"step": 4, "reward": 9.0}\n'),
-    ("samples.jsonl", lambda old: old + b'{"step": 4, "problem": ""}\n{"st')])
-def test_what_a_crash_left_is_mended_at_resume(make, toys, runs, half, name, edit):
-    """Rows and drafts after the last checkpoint go; a longer run goes on from a shorter one bit for bit."""
-    damage(half, name, edit)
-    make(half, resume=True)
-    assert_same_run(half, runs["whole"])
-
-
-BOOM = Path(tempfile.gettempdir(), f"boom-{os.getpid()}")
+def test_what_a_crash_left_is_mended_at_resume(make, toys, runs, half):
+    """Torn lines, later rows and drafts go; a longer run goes on from a shorter one."""
+    (half / "config.json").write_text("[]")
+    (half / "checkpoint.tmp").write_text("half a checkpoint")
+    damage(half, "metrics.jsonl", lambda old: old + b'{"step": 3, "rew')
+    damage(half, "samples.jsonl", lambda old: old + b'{"step": 4, "problem": ""}\n{"st')
+    assert_same_run(make(half, resume=True), runs["whole"])
 
 
 class Bomb:
-    """Unpickled, it leaves a file behind."""
+    """What unpickles it calls this."""
 
     def __reduce__(self):
-        return Path.touch, (BOOM,)
+        return pytest.fail, ("the checkpoint was executed",)
 
 
 def resaved(**changes):
@@ -1029,25 +1400,21 @@ def resaved(**changes):
 
 
 @pytest.mark.parametrize("name, edit", [
-    ("checkpoint.pt", lambda old: old[:5000]), ("checkpoint.pt", lambda old: b"hello"),
-    ("checkpoint.pt", resaved(more=Bomb())), ("checkpoint.pt", resaved(config=None)),
-    ("checkpoint.pt", resaved(step=None)), ("checkpoint.pt", resaved(model={})),
-    ("checkpoint.pt", resaved(optimizer={})),
-    ("metrics.jsonl", lambda old: old[:40]), ("metrics.jsonl", None),
-    ("metrics.jsonl", lambda old: b'{"step": 0}\nnot JSON\n{"step": 2}\n'),
-    ("metrics.jsonl", lambda old: b"\xff\xfe\n" * 3), ("samples.jsonl", lambda old: b"[]\n[]\n")],
-    ids=["torn", "text", "bomb", "no config", "no step", "no model", "no optimizer", "short", "no log",
-         "no JSON", "binary", "samples"])
+    ("checkpoint.pt", lambda old: old[:5000]), ("checkpoint.pt", resaved(more=Bomb())),
+    ("checkpoint.pt", resaved(config=None)), ("checkpoint.pt", resaved(model={})),
+    ("metrics.jsonl", lambda old: old[:40]), ("metrics.jsonl", lambda old: b"not JSON\n" + old),
+    ("samples.jsonl", lambda old: b"[]\n")],
+    ids=["torn", "bomb", "no config", "no model", "short log", "no JSON", "samples"])
 def test_a_damaged_run_is_refused(cli, half, name, edit):
-    """One line names the damaged file; the checkpoint is left as it is, and nothing in it is executed."""
+    """One line names the damaged file; the checkpoint stays, and nothing in it is executed."""
     damage(half, name, edit)
     before = (half / "checkpoint.pt").read_bytes()
     assert refused(cli("--resume", out=half), name, "damaged")
-    assert (half / "checkpoint.pt").read_bytes() == before and not BOOM.exists()
+    assert (half / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_lost_checkpoint_is_refused(cli, half):
-    """A log without its checkpoint is not begun anew: one line, and the log stays."""
+    """A log without its checkpoint is not begun anew."""
     before = (half / "metrics.jsonl").read_bytes()
     (half / "checkpoint.pt").unlink()
     assert refused(cli("--resume", out=half), "checkpoint.pt", "missing")
@@ -1055,61 +1422,51 @@ def test_a_lost_checkpoint_is_refused(cli, half):
 
 
 def test_a_run_is_never_overwritten(cli, half):
-    """Without --resume, with settings that change the rows, with fewer steps: refused, not a byte changed."""
+    """Without --resume, with settings that change the rows, with fewer steps: refused, nothing changed."""
     before = files_of(half)
     assert refused(cli(out=half), "--resume", "--out")
-    for name, value in [("lr", 1.0), ("kl_cov_coef", 3.0), ("method", "pg"), ("seed", 1), ("eval_every", 1)]:
+    for name, value in [("method", "pg"), ("kl_cov_coef", 3.0), ("seed", 1), ("eval_every", 1)]:
         assert refused(cli("--resume", out=half, **{name: value}), er.flag(name), "--resume")
     assert refused(cli("--resume --steps 1", out=half), "--steps 1", "2")
     assert files_of(half) == before
     assert cli("--resume --steps 3 --checkpoint-every 2", out=half)[0] == 0  # neither changes a row
 
 
-@pytest.mark.parametrize("more", ["", "--resume"])
-def test_two_processes_on_one_folder(cli, make, tmp_path, more):
-    """While a run goes on, a second one in its folder is refused in one line, also before the first row."""
+def test_a_model_folder_is_not_a_run_folder(cli, policy):
+    """--out that names somebody's model changes nothing in it."""
+    before = files_of(policy)
+    for more in ["", "--resume"]:
+        assert refused(cli(more, out=policy), str(policy))
+    assert files_of(policy) == before
+
+
+def test_a_failed_start_does_not_block_the_next(cli, make, tmp_path):
+    """What it left behind needs no --resume, and no other --out."""
+    assert refused(cli(data="missing.jsonl"), "missing.jsonl")
+    assert len(rows_of(make(tmp_path / "run", steps=1))) == 2
+
+
+def test_two_processes_on_one_folder(cli, make, tmp_path):
+    """A second process in a run's folder is refused in one line, also before the first row."""
     def wait(*arguments):
         (tmp_path / "started").touch()
         while not (tmp_path / "go").exists():
             time.sleep(0.002)
-    with pytest.MonkeyPatch.context() as patch:
-        on_call(patch, er, "load_policy", 1, wait)
+    with on_call("load_policy", 1, wait):
         child = in_child(lambda: make(tmp_path / "run", steps=1))
     while not (tmp_path / "started").exists():
         time.sleep(0.002)
-    result = cli(more)
+    result = cli()
     (tmp_path / "go").touch()
     os.waitpid(child, 0)
     assert refused(result, "another process", "--out")
     assert len(rows_of(tmp_path / "run")) == 2
 
 
-# --- Signals, numbers, disks
-
-
-def on_call(patch, owner, name, number, act):
-    """Let act(arguments) run before a function's call of this number; 0: before every call."""
-    real = getattr(owner, name)
-    calls = []
-
-    def wrapped(*arguments, **more):
-        calls.append(1)
-        if number in (0, len(calls)):
-            act(*arguments)
-        return real(*arguments, **more)
-    patch.setattr(owner, name, wrapped)
-
-
-def interrupt(*arguments):
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize("name, number", [("token_losses", 3), ("evaluate", 2), ("sample_rollouts", 9),
-                                          ("append", 6)])
+@pytest.mark.parametrize("name, number", [("token_losses", 3), ("append", 6)], ids=["update", "log"])
 def test_ctrl_c_finishes_the_step(cli, make, runs, tmp_path, name, number):
-    """SIGINT anywhere in a step: it is finished, the checkpoint written, 130; resumed, the unbroken run."""
-    with pytest.MonkeyPatch.context() as patch:
-        on_call(patch, er, name, number, interrupt)
+    """SIGINT in a step: it is finished, the checkpoint written, 130; resumed, the unbroken run."""
+    with on_call(name, number, interrupt):
         status, out, _ = cli(checkpoint_every=3)
     rows = rows_of(tmp_path / "run")
     assert status == 130 and "--resume" in out and 1 < len(rows) < 5
@@ -1117,232 +1474,38 @@ def test_ctrl_c_finishes_the_step(cli, make, runs, tmp_path, name, number):
     assert_same_run(make(tmp_path / "run", resume=True), runs["whole"])
 
 
-def spoil(patch, kind, only=()):
-    """token_losses whose values are NaN, or whose gradient is infinite; at all calls or only at some."""
-    real = er.token_losses
-    calls = []
-
-    def spoiled(*arguments):
-        loss = real(*arguments)
-        calls.append(1)
-        if only and len(calls) not in only:
-            return loss
-        if kind == "gradient":
-            loss.register_hook(lambda gradient: gradient + math.inf)
-            return loss
-        return loss * math.nan
-    patch.setattr(er, "token_losses", spoiled)
+def test_a_second_ctrl_c_stops_at_once(cli, make, runs, tmp_path):
+    """130 without finishing the step, and the run can be gone on with."""
+    with on_call("token_losses", 0, interrupt):
+        assert cli()[0] == 130
+    assert len(rows_of(tmp_path / "run")) == 1
+    assert_same_run(make(tmp_path / "run", resume=True), runs["whole"])
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_numbers_that_are_not_finite_never_reach_the_weights(make, toys, runs, half, kind):
-    """NaN in one mini-batch of two: counted, the weights stay finite, and the run goes on."""
-    spoil(toys, kind, only=[1])
-    make(half, resume=True)
-    rows = rows_of(half)[3:]
-    assert [row["skipped_updates"] for row in rows] == [1, 0] and rows[0]["updates"] == 2
-    assert all(weight.isfinite().all() for weight in state_of(half)["model"].values())
-    assert rows_of(half)[3] != rows_of(runs["whole"])[3]
-
-
-def test_steps_without_a_finite_number_end_the_run(cli, toys, half):
-    """NaN in every update: one line after three such steps at most, weights and optimizer as before them."""
-    before = state_of(half)
-    spoil(toys, "loss")
-    assert refused(cli("--resume", out=half, steps=50), "finite", "--lr") and len(rows_of(half)) <= 6
-    after = state_of(half)
-    assert same(after["model"], before["model"]) and same(after["optimizer"], before["optimizer"])
+def test_ctrl_c_is_as_before_after_an_error(make, toys, tmp_path):
+    """A run that fails leaves Ctrl-C to whoever had it before."""
+    toys.setattr(er, "rollout_step", lambda *arguments: er.check(False, "no"))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(er.UserError):
+        make(tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("name, number, word", [("save_checkpoint", 3, "checkpoint.pt"),
-                                                ("append", 6, "large"),
                                                 ("save_pretrained", 1, "policy")])
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(cli, make, runs, tmp_path, name, number, word):
-    """A write that fails half-way: one line, exit 2; the checkpoint before it is whole, and resumes."""
+    """A write that fails half-way: one line, exit 2, and the run can be gone on with."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(*arguments):
-        size = arguments[0].tell() + 20 if name == "append" else 50_000
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    with pytest.MonkeyPatch.context() as patch:
-        on_call(patch, er.GPT2LMHeadModel if name == "save_pretrained" else er, name, number, fill)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
+    with on_call(name, number, fill, er.GPT2LMHeadModel if name == "save_pretrained" else er):
         try:
             result = cli()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert refused(result, word)
     assert_same_run(make(tmp_path / "run", resume=True), runs["whole"])
-
-
-# --- Bad input
-
-NAMED = """--no-such-flag 1; --step 3; --steps 0; --steps 2.5; --steps; --prompts -4; --group-size 1;
-    --lr inf; --temperature 0; --temperature nan; --seed -1; --threads -1; --eval-every -1;
-    --eval-problems 30000; --clip-high nan; --clip-cov-ratio 1.5; --kl-cov-fraction -0.1;
-    --kl-cov-coef inf; --report; --report nowhere; --report good.txt; --report damaged;
-    --report binary; --report foreign; --report empty; --device nope; --device cuda:99;
-    --stop Q; --out good.txt; --out good.txt/run; --model nobody/no-such-model;
-    --model empty; --model torn; --model wordless; --model coded; --data nowhere.jsonl; --data zero.jsonl;
-    --data prose.jsonl; --data prose.json; --data prose.parquet; --data empty; --data binary.csv;
-    --data folder.jsonl; --data scalars.jsonl; --data ragged.csv; --data answerless.jsonl;
-    --data chat.jsonl; --data nobody/no-such-data; --eval-data nowhere.csv"""  # the line has the last word
-BAD = r"""
-    --advantage gae | grpo rloo
-    --method ppo | --method grpo kl_cov
-    --kl-estimator k1 | --kl-estimator abs k2 k3
-    --prompt-template What? | --prompt-template {problem}
-    --updates 3 | --updates --prompts 2
-    --clip-cov-low 5 --clip-cov-high 1 | --clip-cov-low below --clip-cov-high
-    --seeds 0,1 | --seeds --compare
-    --compare --seeds 0,x | --seeds 0,x
-    --compare --seeds 0,,1 | --seeds 0,,1
-    --compare grpo ppo | ppo grpo
-    --max-new-tokens 2000 | --max-new-tokens
-    --prompts 100 | --prompts 100 64 lower
-    --data few.jsonl | --prompts 2 lower
-    --eval-only --model coded | --model coded
-    --model tiny --data letters.jsonl | --data --model
-    --model tiny --eval-data letters.jsonl | -data --model
-    --data good.txt | good.txt .jsonl .csv .parquet
-    --data columns.jsonl | columns.jsonl problem answer colour shape
-"""  # arguments | words of the line
-CASES = {" ".join(case.split()): case.split()[-1] for case in NAMED.split(";")}
-CASES.update(line.strip().split(" | ") for line in BAD.strip().splitlines())
-
-
-@pytest.fixture(scope="session")
-def wrong(tmp_path_factory, policy):
-    """A folder of files and folders, each wrong in its own way."""
-    root = tmp_path_factory.mktemp("wrong")
-    for name in ["empty", "folder.jsonl", "damaged", "binary", "foreign"]:
-        (root / name).mkdir()
-    row = '{"problem": "1+1?", "answer": "2"}\n'
-    texts = {
-        "zero.jsonl": "", "prose.jsonl": "once upon\n", "prose.json": "{once", "prose.parquet": "upon a time",
-        "good.txt": row, "few.jsonl": row, "columns.jsonl": '{"colour": 1, "shape": "2"}\n',
-        "scalars.jsonl": '5\n"text"\n', "ragged.csv": "colour\n1,2,3\n", 
-        "letters.jsonl": row.replace("1+1", "Why"),
-        "answerless.jsonl": '{"problem": "1", "answer": ""}\n{"problem": "2", "answer": ["1", "2"]}\n',
-        "chat.jsonl": '{"prompt": [{"role": "user", "text": "1"}], "answer": 1}\n{"problem": [1]}\n',
-        "damaged/metrics.jsonl": '{"step": 0}\n{"step"\n{"step": 2}\n',
-        "foreign/metrics.jsonl": '{"loss": "low"}\n{"step": "one"}\n',
-    }
-    for name in ["damaged", "binary", "foreign"]:
-        texts[f"{name}/config.json"] = '{"method": "grpo"}'
-    for name, text in texts.items():
-        (root / name).write_text(text)
-    for name in ["binary.csv", "binary/metrics.jsonl"]:
-        (root / name).write_bytes(b"\xff\xfe\x00\n" * 9)
-    for name in ["torn", "wordless", "coded"]:
-        shutil.copytree(policy, root / name)
-    damage(root, "torn/model.safetensors", lambda old: old[:5000])
-    for path in (root / "wordless").glob("tokenizer*"):
-        path.unlink()
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModelForCausalLM": "code.Own"}}
-    (root / "coded" / "config.json").write_text(json.dumps(own))
-    (root / "coded" / "code.py").write_text(f"open({str(root / 'boom')!r}, 'w')\nclass Own: pass\n")
-    return root
-
-
-@pytest.mark.parametrize("arguments", CASES)
-def test_bad_input_ends_with_one_line(cli, wrong, toys, arguments):
-    """Exit status 2, one line that names what is wrong, before any long work, nothing executed."""
-    for name in ["rollout_step", "evaluate", "imitate"]:
-        toys.setattr(er, name, None)  # too late for a refusal
-    toys.chdir(wrong)
-    toys.setattr("builtins.input", lambda *question: "y")  # to whatever might ask
-    assert refused(cli(arguments), *CASES[arguments].split())
-    assert not (wrong / "boom").exists()
-
-
-# --- Data
-
-
-def write(path, rows):
-    """Rows as a data file of the name's suffix. Returns its path."""
-    data = datasets.Dataset.from_list(rows) if path.suffix in (".csv", ".parquet") else None
-    if path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=1))
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    else:
-        getattr(data, f"to_{path.suffix[1:]}")(path)
-    return path
-
-
-@pytest.fixture
-def read(toys):
-    """read(data, ...) is what a policy that reads any text trains on, and what is held out for it."""
-    loaded = er.Policy(*reader(), [1], [1], "", 0)
-    toys.setattr(er, "load_policy", lambda config: loaded)
-
-    def call(data, **changes):
-        settings = {"model": "reader", "data": str(data), "prompts": 1, "updates": 1,
-                    "max_new_tokens": 4, **changes}
-        return er.prepare(er.Config(**settings))[1:]
-    return call
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a [1]*.jsonl",
-                                  "é 'x' [1]*?.parquet"])
-def test_data_files(read, tmp_path, name):
-    """The same rows come out of every kind of file, whatever its name or the line ends inside a text."""
-    rows = [{"problem": f"p{n}, \u2028é\u0085?", "answer": f"{n}/2"} for n in range(20)]
-    train, held_out = read(write(tmp_path / name, rows + [{"problem": "q", "answer": None}]))
-    found = [{"problem": row["problem"], "answer": row["answer"]} for row in train + held_out]
-    assert sorted(map(str, found)) == sorted(map(str, rows)) and len(held_out) == 2
-
-
-GOLDS = r"""
-    9223372036854775808 | 9223372036854775808
-    -0.10 | -0.10
-    "2024-01-05" | 2024-01-05
-    "007" | 007
-    "nan" | nan
-    ["4"] | 4
-    [9007199254740993] | 9007199254740993
-    "[\"4\"]" | 4
-    "[\"x]" | ["x]
-    "No answer is possible" | No answer is possible
-    "5 (the answer is exact)" | 5 (the answer is exact)
-    "so\n#### Monday" | Monday
-    "so\n#### \\frac{1}{2}" | \frac{1}{2}
-    "so\n#### x = 5" | x = 5
-    "#### 5%" | 5%
-    "thus $\\boxed{3}$, no: $\\boxed{x}$" | x
-    NaN |
-    -Infinity |
-    null |
-    " " |
-    ["4", "5"] |
-    {"a": 1} |
-"""  # in JSON | the gold; nothing: the row is skipped
-
-
-def test_golds_are_the_text_of_the_file(read, tmp_path, capsys):
-    """A gold is the text as it stands, beside nulls too; what has no text is skipped and counted."""
-    pairs = [line.split(" |") for line in GOLDS.strip("\n").splitlines()]
-    rows = [f'{{"problem": "p{number}", "answer": {pair[0]}}}\n' for number, pair in enumerate(pairs)]
-    (tmp_path / "a.jsonl").write_text("".join(rows))
-    found = {row["problem"]: row["answer"] for row in sum(read(tmp_path / "a.jsonl"), [])}
-    for number, pair in enumerate(pairs):
-        assert found.get(f"p{number}", "") == pair[1].strip(), pair
-    assert f" 6 of {len(pairs)} rows " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("other", [
-    lambda p: p + "\n", lambda p: "  " + p.replace(" ", "\n\n"), lambda p: p.replace(" ", "\u00a0 "),
-    lambda p: [{"role": "user", "content": p + " "}],
-    lambda p: [{"role": "system", "content": "Think."}, {"role": "user", "content": p}]],
-    ids=["line end", "lines", "no-break", "chat", "system"])
-def test_held_out_problems_are_never_trained_on(read, tmp_path, other):
-    """Though blanks or the form of a chat differ; the other problems stay."""
-    asked = [f"What is {n} ?" for n in range(8)]
-    data = write(tmp_path / "train.jsonl", [{"problem": problem, "answer": "1"} for problem in asked])
-    rows = [{"problem": other(problem), "answer": "1"} for problem in asked[:4]]
-    held = write(tmp_path / "test.jsonl", rows)
-    train, held_out = read(data, eval_data=str(held))
-    assert sorted(row["problem"] for row in train) == asked[4:] and len(held_out) == 4
 
 
 # --- Reports
@@ -1373,42 +1536,53 @@ def decay(n):
 
 
 def test_report_of_a_known_law(cli, tmp_path):
-    """a, b, ceiling, fit; Fig. 2's shares; Table 1; quadrants; tokens and samples, escaped; a picture."""
+    """The law; Fig. 2's shares; Table 1; quadrants; tokens and samples, escaped; a picture."""
     points = decay(31)
     run = synthetic(tmp_path / "grpo-seed0", points)
-    status, out, errors = cli(small=False, report=run, picture=True)
+    status, out, errors = cli(report=run, picture=True)
     assert status == 0 and not errors and all(c.isprintable() or c == "\n" for c in out)
     assert "a 0.2500, b 0.8750, ceiling b - a 0.625; R2 1.000, RMSE 0.0000 on 31 points" in out
     for at, name in [(2, "1/12"), (10, "1/3")]:
         spent = (points[at][0] - points[0][0]) / (points[-1][0] - points[0][0])
         gained = (points[at][1] - points[0][1]) / (points[-1][1] - points[0][1])
         assert re.search(f"{name} of the run.* {spent:.0%} of the entropy.* {gained:.0%} of the gain", out)
-    lines = [line.split() for line in out.splitlines() if re.match(r"before|grpo", line)]
-    table = {line[0]: line[1:4] for line in lines}
-    assert table["before"] == ["1.200", "9.000", f"{points[0][1]:.3f}"]
-    assert table["grpo"] == [f"{sum(h for h, _ in points[-3:]) / 3:.3f}", "9.000", f"{points[-1][1]:.3f}"]
+    mean_entropy = sum(h for h, _ in points[-3:]) / 3  # over the last tenth
+    assert re.search(rf"grpo +{mean_entropy:.3f} +9.000 +{points[-1][1]:.3f} ", out)
     assert "top 0.02 % 49.980" in out and "all 0.500" in out and r"= 180, \x1b[2J 60" in out
+    assert re.search(r"share of the tokens +0.100 +0.200 +0.300 +0.400\n +part of the mean Cov +0.500 ", out)
     assert re.search(r"share of the selected +0.750 +0.000 +0.000 +0.250", out) and r"\u202e\r" in out
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("points, method, words", [
     (decay(9), "grpo", "no law: it needs ten"), (decay(10), "pg", "law (Eq. 6)"), (decay(12), "kl_cov", ""),
-    ([(0.5, 0.1)] * 12, "grpo", "no law"), ([(h, None) for h, _ in decay(12)], "grpo", "no law"),
-    (decay(1), "grpo", "no update was made")])
+    ([(0.5, 0.1)] * 12, "grpo", "no law"), ([(h, None) for h, _ in decay(12)], "grpo", "no law")])
 def test_reports_that_have_no_law(cli, tmp_path, points, method, words):
-    """Under ten points, of one entropy, of a method that intervenes: no law; a dash for what is not known."""
-    status, out, errors = cli(small=False, report=synthetic(tmp_path / "run", points, method=method))
+    """No law under ten points, of one entropy, of a method that intervenes; a dash for what is not known."""
+    status, out, errors = cli(report=synthetic(tmp_path / "run", points, method=method))
     assert status == 0 and not errors and "nan" not in out
     assert words in out if words else "law" not in out.replace(str(tmp_path), "")
 
 
-def test_a_run_without_updates_says_so(cli, toys):
-    """All groups all wrong: it is said, and no law is drawn of nothing."""
-    toys.setattr(er, "math_reward", lambda response, gold: 0.0)
-    toys.setattr(er, "fit_entropy_law", lambda *arguments: 1 / 0)
-    status, out, _ = cli(steps=10, eval_every=1, eval_problems=1, eval_samples=1, method="grpo", picture=True)
-    assert status == 0 and "no update was made" in out and "law" not in out
+def test_prediction_of_a_law_that_is_broken(cli, tmp_path):
+    """RMSE and last error, by hand: off by 0.1 where the log leaves the law."""
+    points = decay(12)
+    points[-1] = (points[-1][0], points[-1][1] - 0.1)
+    out = cli(report=synthetic(tmp_path / "run", points))[1]
+    rmse = math.sqrt(0.01 / 8)
+    assert re.search(rf"third \(4 points\): RMSE {rmse:.4f} over the .*, \+0.1000 at the last", out)
+    assert "15 % (3 points): RMSE 0.0333" in out
+
+
+def test_report_of_a_killed_run_without_matplotlib(cli, toys, tmp_path):
+    """A torn last line is left out; one line says what to install."""
+    run = synthetic(tmp_path / "run", decay(12))
+    for name in ["metrics.jsonl", "samples.jsonl"]:
+        damage(run, name, lambda old: old + b'{"step": 1')
+    toys.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, errors = cli(report=run, picture=True)
+    assert status == 0 and not errors and "a 0.2500, b 0.8750" in out
+    assert out.count("pip install matplotlib") == 1
 
 
 def with_seeds(folder, method, values):
@@ -1418,9 +1592,9 @@ def with_seeds(folder, method, values):
 
 
 def test_table_of_replicates(cli, tmp_path):
-    """Means and standard errors over seeds, and differences to the first group in pairs, by hand."""
+    """Means and standard errors over seeds, and differences in pairs, by hand."""
     runs = with_seeds(tmp_path, "grpo", [0.2, 0.4, 0.6]) + with_seeds(tmp_path, "kl_cov", [0.3, 0.7])
-    out = cli("--report " + " ".join(map(str, runs)), small=False)[1]
+    out = cli(report=runs)[1]
     assert re.search(r"before +1.000 ± 0.000 +9.000 ± 0.000 +0.500 ± 0.000 +- ", out)
     assert re.search(r"grpo +0.500 ± 0.000 +9.000 ± 0.000 +0.400 ± 0.115 ", out)
     assert re.search(r"kl_cov +0.500 ± 0.000 +9.000 ± 0.000 +0.500 ± 0.200 ", out)
@@ -1428,290 +1602,29 @@ def test_table_of_replicates(cli, tmp_path):
     assert "nan" not in out
 
 
+def test_a_run_is_one_replicate(cli, tmp_path):
+    """Not two: a folder given twice; not seeds of one group: runs of one name in two folders."""
+    run = with_seeds(tmp_path / "one", "grpo", [0.5])[0]
+    other = with_seeds(tmp_path / "two", "grpo", [0.7])[0]
+    for again in [f"{run}/", other]:
+        assert "±" not in cli(report=[run, again])[1]
+
+
 def test_compare_trains_each_run_once(cli, toys, tmp_path):
-    """The named methods on each seed, from one start; stopped, it goes on; done, nothing is trained."""
-    settings = {"steps": 2, "compare": "grpo kl_cov", "seeds": "0,1", "out": tmp_path / "all"}
-    with pytest.MonkeyPatch.context() as patch:
-        on_call(patch, er, "update", 6, interrupt)
+    """The named methods on each seed, from one start; stopped, it goes on."""
+    out = tmp_path / "all"
+    settings = {"steps": 2, "compare": "grpo kl_cov", "seeds": "0,1", "out": out}
+    with on_call("update", 6, interrupt):
         assert cli(**settings)[0] == 130
-    assert len(os.listdir(tmp_path / "all")) == 3
-    status, out, _ = cli(**settings)
-    assert status == 0 and "kl_cov: avg@k less grpo's" in out
+    assert len(os.listdir(out)) == 3
+    assert cli(**settings)[0] == 0
     names = ["grpo-seed0", "grpo-seed1", "kl_cov-seed0", "kl_cov-seed1"]
-    assert sorted(os.listdir(tmp_path / "all")) == names
-    assert rows_of(tmp_path / "all" / names[0])[0] == rows_of(tmp_path / "all" / names[2])[0]
-    before = {path: path.read_bytes() for path in (tmp_path / "all").rglob("*.jsonl")}
+    assert sorted(os.listdir(out)) == names
+    assert rows_of(out / "grpo-seed0")[0] == rows_of(out / "kl_cov-seed0")[0]
+    before = {path: path.read_bytes() for path in out.rglob("*.jsonl")}
     toys.setattr(er, "rollout_step", None)
-    assert cli(**settings)[1].count("±") == out.count("±") > 0
+    assert "kl_cov: avg@k less grpo's" in cli(**settings)[1]
     assert {path: path.read_bytes() for path in before} == before
-    settings.update(seeds="0,0", compare="grpo grpo")
-    assert "±" not in cli(**settings)[1], "one run is no replicate"
-
-
-PLAIN = "<{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}>"
-PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}="
-RAISES = PARTS.replace("part.text", "'' + part.text")  # for a text in place of parts
-CHAT = [{"role": "user", "content": "1+1?"}]
-SENTENCE = er.INSTRUCTION.replace("{problem}", "1+1?")
-
-
-def test_settings_of_a_real_model():
-    """Another model than the built-in one gets the paper's settings, what is given wins; clips by method."""
-    real = er.Config(**er.parse(["--model", "org/x", "--updates", "2"]))
-    assert (real.updates, real.lr, real.kl_cov_fraction, real.clip_cov_high) == (2, 1e-6, 2e-3, 5.0)
-    assert er.Config(**er.parse([])) == er.Config()
-    found = [er.Config(method=name) for name in ["grpo", "clip_higher", "clip_cov"]]
-    assert [(config.clip_low, config.clip_high) for config in found] == [(0.2, 0.2), (0.2, 0.28), (1.0, 1.0)]
-    assert er.Config(method="clip_cov", clip_low=0.0).clip_low == 0.0
-    assert er.Config(seed=3).out == "runs/kl_cov-seed3"
-
-
-def test_the_order_of_the_data_depends_on_the_seed_alone(make, toys, tmp_path):
-    """Every method sees the same problems at the same step; an epoch has each of them once."""
-    def order(name, **changes):
-        seen = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(er, "TRAIN_PROBLEMS", 6)
-            on_call(patch, er, "sample_and_reward", 0, lambda *arguments: seen.append(arguments[2]))
-            make(tmp_path / name, steps=6, eval_every=0, **changes)
-        return [[problem["problem"] for problem in batch] for batch in seen[1:]]  # step 0 looks only
-    batches = order("a", method="grpo")
-    assert batches == order("b", method="clip_cov", lr=1e-4, advantage="rloo")
-    assert batches != order("c", method="grpo", seed=1)
-    first = sum(batches[:3], [])
-    second = sum(batches[3:], [])
-    assert sorted(first) == sorted(second) and len(set(first)) == 6 and first != second
-
-
-def test_a_model_folder_is_not_a_run_folder(cli, policy, tmp_path):
-    """--out that names somebody's model does not replace its config.json, with --resume neither."""
-    model = shutil.copytree(policy, tmp_path / "model")
-    before = files_of(model)
-    for more in ["", "--resume"]:
-        assert refused(cli(more, out=model), str(model))
-    assert files_of(model) == before
-
-
-def test_a_failed_start_does_not_block_the_next(cli, make, tmp_path):
-    """What a start that failed left behind needs no --resume, and no other --out."""
-    assert refused(cli(data="missing.jsonl"), "missing.jsonl")
-    assert refused(cli(device="nope"), "--device nope")
-    assert len(rows_of(make(tmp_path / "run", steps=1))) == 2
-
-
-def test_a_second_ctrl_c_stops_at_once(cli, make, runs, tmp_path):
-    """Two SIGINT in one step: 130 without finishing it, and the run can be gone on with."""
-    with pytest.MonkeyPatch.context() as patch:
-        on_call(patch, er, "token_losses", 0, interrupt)
-        assert cli()[0] == 130
-    assert len(rows_of(tmp_path / "run")) == 1
-    assert_same_run(make(tmp_path / "run", resume=True), runs["whole"])
-
-
-@pytest.mark.parametrize("lr", [1e3, 1e9])
-def test_weights_that_overflow_end_the_run(cli, lr):
-    """A learning rate that drives the policy to infinity ends in one line on --lr, or not at all."""
-    result = cli(lr=lr, steps=3)
-    assert result[0] == 0 or refused(result, "--lr")
-
-
-@pytest.mark.parametrize("message, told", [("CUDA out of memory. Tried 2 GiB", True), ("a defect", False),
-                                           ("DefaultCPUAllocator: can't allocate memory: you tried", True)])
-def test_out_of_memory_is_told_and_a_defect_is_not_hidden(cli, toys, message, told):
-    """Out of memory is one line that says what to lower; any other RuntimeError keeps its traceback."""
-    def fail(*arguments):
-        raise RuntimeError(message)
-    toys.setattr(er, "rollout_step", fail)
-    if told:
-        assert refused(cli(), "out of memory", "--micro-batch", "--prompts")
-    else:
-        with pytest.raises(RuntimeError, match="defect"):
-            cli()
-
-
-@pytest.mark.parametrize("values, golds", [
-    ([9007199254740993, None, 7, 8], ["7", "8", "9007199254740993"]),
-    ([math.nan, 0.5, 0.25], ["0.25", "0.5"]), ([["4"], None, ["5"]], ["4", "5"])])
-def test_golds_of_a_table(read, tmp_path, values, golds):
-    """The types of a parquet file change no gold."""
-    rows = [{"problem": f"p{n}", "answer": value} for n, value in enumerate(values)]
-    path = write(tmp_path / "a.parquet", rows)
-    assert sorted(row["answer"] for row in sum(read(path), [])) == golds
-
-
-@pytest.mark.parametrize("row", [
-    {"problem": "1+1?", "answer": "2"}, {"question": "1+1?", "solution": "so #### 2"},
-    {"prompt": [{"role": "system", "content": "Add"}, {"role": "user", "content": "1+1?"}],
-     "ground_truth": "2"},
-    {"prompt": "1+1?", "reward_model": {"style": "rule", "ground_truth": "2"}, "answer": None}])
-def test_columns(read, tmp_path, row):
-    """Question and answer columns by any of their names, at the top or one level down; a chat."""
-    path = write(tmp_path / "d.jsonl", [{"id": 1, **row}])
-    _, held_out = read("arithmetic", eval_data=str(path))
-    assert (er.problem_text(held_out[0]["problem"]), held_out[0]["answer"]) == ("1+1?", "2")
-
-
-def test_train_and_held_out_are_disjoint(read, tmp_path):
-    """The built-in splits; one file used for both, under two names too; repeated rows are one."""
-    splits = [er.arithmetic_problems(name, 500) for name in ["train", "dev", "test"]]
-    assert len({row["problem"] for row in sum(splits, [])}) == 1500
-    path = write(tmp_path / "one.jsonl", [{"problem": f"p{n // 2}", "answer": "1"} for n in range(80)])
-    other = f"{tmp_path}/../{tmp_path.name}/one.jsonl"
-    for changes, count in [({}, 4), ({"eval_data": str(path)}, 4), ({"eval_data": other}, 9)]:
-        train, held_out = read(path, eval_problems=9, **changes)
-        problems = {row["problem"] for row in train + held_out}
-        assert len(problems) == len(train) + len(held_out) == 40 and len(held_out) == count
-
-
-def test_what_is_left_out_is_counted(read, tmp_path, capsys):
-    """Rows without an answer and prompts too long for the model, in both files."""
-    paths = []
-    for name, count in [("train", 30), ("test", 20)]:
-        rows = [{"problem": f"{name} {n}", "answer": ["1", None][n >= 10]} for n in range(count)]
-        rows[1]["problem"] += "x" * 300
-        paths.append(write(tmp_path / f"{name}.jsonl", rows))
-    train, held_out = read(paths[0], eval_data=str(paths[1]), prompt_template="{problem}")
-    assert len(train) == len(held_out) == 9
-    out = capsys.readouterr().err
-    assert "21 of 30" in out and "11 of 20" in out
-
-
-@pytest.mark.parametrize("name, layout, asked", [
-    ("openai/gsm8k", {"socratic": ["train", "test"], "main": ["train", "test"]}, ["main train", "main test"]),
-    ("x/validated", {"default": ["validation", "train"]}, ["default train", "default validation"]),
-    ("HuggingFaceH4/MATH-500", {"default": ["test"]}, ["default test", "default test"])])
-def test_hub_data_sets(read, toys, name, layout, asked):
-    """Which configuration and split of a hub data set is read; where one serves both, it is divided."""
-    def load(source, config):
-        rows = {split: [{"question": f"{config} {split} {n}", "answer": f"so #### {n}"} for n in range(50)]
-                for split in layout[config]}
-        return {split: datasets.Dataset.from_list(rows[split]) for split in rows}
-    toys.setattr(datasets, "get_dataset_config_names", lambda source: list(layout))
-    toys.setattr(datasets, "load_dataset", load)
-    found = read(name, eval_problems=20)
-    assert [rows[0]["problem"].rpartition(" ")[0] for rows in found] == asked
-    assert [len(rows) for rows in found] == ([50, 20] if asked[0] != asked[1] else [45, 5])
-
-
-@pytest.fixture
-def talk():
-    """talk(chat_template) is a policy that reads any text, with that template."""
-    def call(chat_template=None):
-        model, tokenizer = reader()
-        tokenizer.chat_template = chat_template
-        return er.Policy(model, tokenizer, [1], [1], "", 0)
-    return call
-
-
-@pytest.mark.parametrize("problem, chat_template, template, prompt", [
-    ("1+1?", None, "", SENTENCE + "\n"), (CHAT, None, "", SENTENCE + "\n"),
-    ("1+1?", PLAIN, "Q: {problem}", "Q: 1+1?"),
-    ("1+1?", PLAIN, "", f"<user:{SENTENCE}>"), (CHAT, PLAIN, "", "<user:1+1?>"), (CHAT, PARTS, "", "1+1?="),
-    (CHAT, RAISES, "", "1+1?="), ("{x} {problem}", None, "{problem}!", "{x} {problem}!")])
-def test_prompts(talk, problem, chat_template, template, prompt):
-    """A text and a chat, with a template, the model's own, one over content parts, or none of them."""
-    policy = talk(chat_template)
-    assert policy.tokenizer.decode(policy.encode(problem, template)) == prompt
-
-
-@pytest.mark.parametrize("chat_template", [
-    " ", "hello", "{{ raise_exception('no') }}", "{{ messages[0].x.y }}", "{% for",
-    "{{ messages[0].content[:2] }}"])
-def test_a_template_that_loses_the_problem_is_refused(talk, chat_template):
-    """One that gives nothing, something else, a part, or an error."""
-    with pytest.raises(er.UserError, match="--prompt-template"):
-        talk(chat_template).encode("1+1?", "")
-
-
-@pytest.mark.parametrize("writes, template, prompt", [
-    ("$A <eos>", "{problem}", "1+1?"), ("<eos> $A <eos>", "{problem}", "<eos>1+1?"),
-    ("<eos> $A", "<eos>{problem}", "<eos>1+1?"), ("$A", "<eos>{problem}", "<eos>1+1?"),
-    ("<eos> $A <eos>", "", f"<user:{SENTENCE}>")])
-def test_what_a_tokenizer_adds(talk, writes, template, prompt):
-    """No </s> at the end of a prompt, one <s> where both write it, none beside a chat template."""
-    policy = talk(None if template else PLAIN)
-    policy.tokenizer.bos_token = "<eos>"
-    added = TemplateProcessing(single=writes, special_tokens=[("<eos>", 1)])
-    policy.tokenizer.backend_tokenizer.post_processor = added
-    assert policy.tokenizer.decode(policy.encode("1+1?", template)) == prompt
-
-
-@pytest.mark.parametrize("opening, thought", [("<think>\n", "<think>"), ("<think></think>", ""), ("", "")])
-def test_thoughts(talk, read, toys, tmp_path, opening, thought):
-    """<think> stays in the text as a special token; where the prompt opens a thought, so the response."""
-    policy = talk()
-    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    policy.model.resize_token_embeddings(len(policy.tokenizer))
-    assert policy.response_text(policy.tokenizer("<think>5").input_ids + [1]) == "<think>5"
-    seen = []
-    toys.setattr(er, "math_reward", lambda response, gold: seen.append(response) or 0.0)
-    toys.setattr(er, "load_policy", lambda config: policy)
-    config = er.Config(max_new_tokens=4, prompt_template="{problem}" + opening, eval_only=True)
-    _, _, texts = er.sample_and_reward(config, policy, er.prepare(config)[2][:1], 2, 1.0)
-    assert seen == texts and all(text.startswith(thought) for text in texts)
-
-
-def test_models_of_others(cli, toys, tmp_path):
-    """--stop ends a response and is no part of it; an id without an embedding is no padding and no prompt."""
-    model, tokenizer = er.tiny_policy(0, width=32)
-    tokenizer.add_special_tokens({"pad_token": "<p>", "additional_special_tokens": ["<new>"]})
-    folder = saved((model, tokenizer), tmp_path / "model")
-    texts = []
-    toys.setattr(er, "math_reward", lambda response, gold: texts.append(response) or 0.0)
-    assert cli(model=folder, steps=1, stop="=")[0] == 0
-    assert not any("=" in text for text in texts) and rows_of(tmp_path / "run")[1]["truncated"] < 1
-    result = cli(model=folder, prompt_template="<new>{problem}", out=tmp_path / "no")
-    assert refused(result, "--model", "embedding")
-
-
-def other_crowd(expression, rng, brief):
-    return "\\boxed{5}"
-
-
-def test_warm_policies(toys, tmp_path):
-    """Made once a seed; another seed, or other code, is another folder; the weights follow the seed."""
-    real = er.imitate
-    steps = [1]
-    toys.setattr(er, "imitate", lambda *arguments: real(*arguments, steps=steps[0], batch_size=4))
-    toys.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = er.warm_policy(0)
-    again = Path(first).rename(tmp_path / "first")
-    assert er.warm_policy(0) == first and same(weights_of(first), weights_of(again))
-    folders = [first, er.warm_policy(1)]
-    shares = {**er.CROWD, "slip": 0.3}
-    for name, value in [("crowd_solution", other_crowd), ("CROWD", shares), ("TRAIN_PROBLEMS", 65)]:
-        toys.setattr(er, name, value)
-        folders.append(er.warm_policy(0))
-    steps.clear()  # now nothing can be trained
-    assert er.warm_policy(0) == folders[-1] and len(set(folders)) == 5
-    weights = [weights_of(folder)["transformer.wte.weight"] for folder in [first, again, folders[1]]]
-    assert not torch.equal(weights[0], weights[2])
-
-
-def test_two_processes_that_warm_up_at_once(toys, tmp_path):
-    """The slower one finds the other's policy in the cache, takes it, and leaves no draft."""
-    first = []
-
-    def imitate(*arguments):
-        if not first:
-            first.append("")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(os, "getpid", lambda: 1)
-                first.append(er.warm_policy(0))
-    toys.setattr(er, "imitate", imitate)
-    toys.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert er.warm_policy(0) == first[1] and os.listdir(tmp_path / "entropy_rl") == [Path(first[1]).name]
-
-
-def test_a_cache_that_cannot_be_written(cli, toys, tmp_path):
-    """A cache under a file, or no home at all: one line, before the warm-up."""
-    toys.setattr(er, "imitate", lambda *arguments: 1 / 0)
-    (tmp_path / "file").touch()
-    toys.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert refused(cli(model="tiny"), str(tmp_path / "file"))
-    toys.delenv("XDG_CACHE_HOME")
-    toys.setattr(os.path, "expanduser", lambda path: path)
-    assert refused(cli(model="tiny"), "home", "XDG_CACHE_HOME")
 
 
 def test_picture_of_several_runs(cli, toys, tmp_path):
@@ -1719,147 +1632,13 @@ def test_picture_of_several_runs(cli, toys, tmp_path):
     from matplotlib.figure import Figure
     figures = []
     toys.setattr(Figure, "savefig", lambda figure, path, **more: figures.append(figure))
-    runs = []
-    for name in ["grpo", "kl_cov", "mine"]:
-        runs.append(synthetic(tmp_path / f"{name}-seed0", decay(12), method=name))
-    assert cli("--report " + " ".join(map(str, runs)), small=False, picture=True)[0] == 0
+    runs = [synthetic(tmp_path / name, decay(12), method=name) for name in ["grpo", "kl_cov", "mine"]]
+    assert cli(report=runs, picture=True)[0] == 0
     axes = figures[0].axes
     assert len(axes) == 4 and all(axis.get_title() and axis.get_xlabel() for axis in axes)
     assert len({line.get_color() for line in axes[0].get_lines()}) == 3
     laws = [line for line in axes[2].get_lines() if line.get_linestyle() == "-"]
     assert len(laws) == 1, "a law for kl_cov and mine"
-
-
-def test_prediction_of_a_law_that_is_broken(cli, tmp_path):
-    """RMSE and last error of a prediction, by hand: off by 0.1 where the log leaves the law."""
-    points = decay(12)
-    points[-1] = (points[-1][0], points[-1][1] - 0.1)
-    out = cli(small=False, report=synthetic(tmp_path / "run", points))[1]
-    rmse = math.sqrt(0.01 / 8)
-    assert re.search(rf"third \(4 points\): RMSE {rmse:.4f} over the .*, \+0.1000 at the last", out)
-    assert "15 % (3 points): RMSE 0.0333" in out
-
-
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "samples.jsonl"])
-def test_report_of_a_killed_run_without_matplotlib(cli, toys, tmp_path, name):
-    """A torn last line is left out; without matplotlib one line says what to install."""
-    run = synthetic(tmp_path / "run", decay(12))
-    damage(run, name, lambda old: old + (b'{"step": 1' if name != "config.json" else b"\n"))
-    toys.setitem(sys.modules, "matplotlib.figure", None)
-    status, out, errors = cli(small=False, report=run, picture=True)
-    assert status == 0 and not errors and "a 0.2500, b 0.8750" in out
-    assert out.count("pip install matplotlib") == 1
-
-
-def test_a_run_is_one_replicate(cli, tmp_path):
-    """A folder given twice is one run; runs of one name in two folders are not seeds of one group."""
-    run = with_seeds(tmp_path / "one", "grpo", [0.5])[0]
-    other = with_seeds(tmp_path / "two", "grpo", [0.7])[0]
-    for again in [f"{run}/", other]:
-        assert "±" not in cli(f"--report {run} {again}", small=False)[1]
-
-
-def test_eval_only_prints_numbers_and_trains_nothing(cli, runs, toys, tmp_path):
-    """JSON with the numbers of a run's last evaluation, from its saved policy; no folder, no update."""
-    toys.setattr(er, "rollout_step", None)
-    status, out, _ = cli("--eval-only", model=runs["whole"] / "policy")
-    last = rows_of(runs["whole"])[-1]
-    printed = json.loads(out)
-    expected = {key: last[key] for key in last if "eval_" in key}
-    assert status == 0 and printed == {"eval_problems": 4, **expected}
-    assert set(printed["eval_pass_at"]) == {"1", "2"} and not (tmp_path / "run").exists()
-
-
-def test_check_theory_prints_second_order_errors(cli):
-    """Halving eta quarters the error, for both rules, at every step printed."""
-    status, out, errors = cli("--check-theory", small=False)
-    lines = [line for line in out.splitlines() if re.match(r" +\d+ +[\d.]+ +-?[\d.]+e", line)]
-    ratios = [float(line.split()[-1]) for line in lines]
-    assert status == 0 and not errors and len(ratios) == 18 and all(abs(ratio - 4) < 0.4 for ratio in ratios)
-
-
-def test_a_closed_pipe_and_a_terminal_without_unicode(tmp_path):
-    """Output into `head` that has gone ends without a word; a plus-minus sign stops no ASCII terminal."""
-    def status(stream, *arguments):
-        child = os.fork()
-        if child == 0:
-            sys.stderr = open(tmp_path / "stderr", "a", buffering=1)
-            sys.stdout = stream
-            with contextlib.suppress(BaseException):
-                code = er.main(list(arguments))
-                sys.stdout.close()  # as the interpreter does at its end
-                os._exit(code)
-            os._exit(99)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    assert status(open(write_end, "w"), "--check-theory") == 1
-    runs = [str(run) for run in with_seeds(tmp_path, "grpo", [0.2, 0.4])]
-    assert status(open(tmp_path / "out", "w", encoding="ascii"), "--report", *runs) == 0
-    assert "0.300 ? 0.100" in (tmp_path / "out").read_text() and (tmp_path / "stderr").read_text() == ""
-
-
-def test_a_new_method(cli, toys, tmp_path):
-    """One line in METHODS and a loss: it trains. One whose selection needs the entropy gets it."""
-    methods = {**er.METHODS, "mine": ["selection", "entropy"], "plain": []}
-    toys.setattr(er, "METHODS", methods)
-    toys.setitem(er.CHOICES, "method", list(methods))
-    losses = er.token_losses
-    seen = []
-
-    def select(config, logprobs, old_logprobs, advantages, mask, generator=None, entropy=None):
-        seen.append(entropy)
-        return mask & (entropy > 0)
-
-    def lose(config, logprobs, old_logprobs, advantages, selected, entropy=None, ref_logprobs=None):
-        loss = losses(config, logprobs, old_logprobs, advantages, selected, entropy, ref_logprobs)
-        return loss if config.method == "plain" else torch.where(selected, loss - 0.5 * entropy, loss)
-    toys.setattr(er, "token_losses", lose)
-    assert cli(method="plain", out=tmp_path / "plain")[0] == 0
-    toys.setattr(er, "select_tokens", select)
-    assert cli(method="mine")[0] == 0
-    rows = rows_of(tmp_path / "run")
-    assert all(row["selected_tokens"] == row["tokens"] for row in rows[1:] if row["zero_std_groups"] == 0)
-    assert seen and all(entropy.max() > 1 for entropy in seen)
-    assert rows[-1]["loss"] != rows_of(tmp_path / "plain")[-1]["loss"]
-
-
-def test_a_method_that_needs_the_entropy_of_the_rollout(cli, toys):
-    """Selection and loss get the entropy that the tokens had when they were sampled."""
-    methods = {**er.METHODS, "mine": ["selection", "rollout_entropy"]}
-    toys.setattr(er, "METHODS", methods)
-    toys.setitem(er.CHOICES, "method", list(methods))
-    real = er.sample_rollouts
-    sampled = []
-    seen = []
-
-    def sample(*arguments, **settings):
-        sampled.append(real(*arguments, **settings))
-        return sampled[-1]
-
-    def select(config, logprobs, old_logprobs, advantages, mask, generator=None, entropy=None):
-        seen.append(entropy)
-        return mask
-
-    def lose(config, logprobs, old_logprobs, advantages, selected, entropy=None, ref_logprobs=None):
-        seen.append(entropy)
-        return logprobs * entropy
-    toys.setattr(er, "sample_rollouts", sample)
-    toys.setattr(er, "select_tokens", select)
-    toys.setattr(er, "token_losses", lose)
-    assert cli(method="mine", steps=1, updates=1, eval_every=0)[0] == 0
-    known = set(sampled[-1].entropy.flatten().tolist())
-    assert len(seen) == 2 and all(set(entropy.flatten().tolist()) <= known for entropy in seen)
-
-
-def test_dropout_is_off(toys, tmp_path):
-    """A model with dropout computes the same twice, so that the ratio can be 1."""
-    model, tokenizer = er.tiny_policy(0, width=32)
-    model.config.resid_pdrop = model.config.attn_pdrop = model.config.embd_pdrop = 0.5
-    policy = er.load_policy(er.Config(model=saved((model, tokenizer), tmp_path / "model"), device="cpu"))
-    ids = torch.tensor([[2, 3, 4, 5, 6]])
-    found = [er.response_logprobs(policy.model, ids, torch.ones_like(ids), 3)[0] for _ in range(2)]
-    assert torch.equal(found[0], found[1])
 
 
 # -----------------------------------------------------------------------------
@@ -2067,12 +1846,8 @@ def test_handout(tmp_path):
     source = Path(er.__file__)
     readme = source.with_name("README.md")
     assert not readme.exists() or HANDOUT in readme.read_text()
-    exercises = set()
-    for line in source.read_text().splitlines():
-        if line.strip().startswith("def "):
-            name = line.split("(")[0].split()[-1]
-        if line.strip() == "### BEGIN SOLUTION":
-            exercises.add(name)
+    parts = source.read_text().split("    ### BEGIN SOLUTION\n")[:-1]
+    exercises = [part.rpartition("\ndef ")[2].split("(")[0] for part in parts]
     assert len(exercises) >= 10
     handout = tmp_path / "blank_handout.py"  # a name of its own: a student's handout.py may lie in this folder
     subprocess.run(f"{HANDOUT} > {shlex.quote(str(handout))}", shell=True, check=True, cwd=source.parent)
