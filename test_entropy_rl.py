@@ -1668,7 +1668,7 @@ SAME = [  # prediction, gold: the same answer
     ("30°", r"30^{\circ}"), ("25", r"25\%"), ("25 percent", r"25\%"), ("0.25", r"25\%"), (r"\$5", "5"),
     ("5 dollars", r"\$5"), (r"\$1{,}000", r"1000\text{ dollars}"), ("52_{8}", "52_8"),
     (r"52_{\text{eight}}", "52_8"), ("42_{10}", "42"), (r"3\!:\!4", "3:4"), ("3 to 2", "3:2"),
-    ("4:30 p.m.", r"4:30 \text{ pm}"), (r"\textbf{(C)}\ 12", r"\text{(C)}"), ("B", r"\text{(B)}"),
+    (r"\textbf{(C)}\ 12", r"\text{(C)}"), ("B", r"\text{(B)}"),
     (r"\text{Option B}", "B"), ("Even", r"\text{even}"), ("no", "No"), ("∅", r"\emptyset"),
 ]
 
@@ -1731,7 +1731,7 @@ HACKS = [  # response, gold: not to be rewarded
     (r"\boxed{5 \text{ (or 6)}}", "5"), (r"\boxed{3+4*7-2?}", "9"), (r"\boxed{3+4-2?}", "5"),
     (r"\boxed{3+4-2}", "5"), (r"\boxed{2*3}", "6"), (r"\boxed{=3+4-2}", "5"),
     (r"\boxed{\frac13+\frac14}", r"\frac{7}{12}"), (r"\boxed{\text{What is } 2+3?}", "5"),
-    (r"\boxed{?}", "5"), (r"\boxed{x}", "5"), (r"\boxed{x=x}", "x"), (r"\boxed{x=x}", "5"),
+    (r"\boxed{?}", "5"), (r"\boxed{x}", "5"), (r"\boxed{x=x}", "5"),
     (r"\boxed{\text{the correct answer}}", "5"), (r"<think>\boxed{5}</think>", "5"),
     (r"<think>\boxed{5}", "5"), (r"\boxed{5}</think>", "5"), (r"\boxed{5} \boxed{6}", "5"),
     (r"\boxed{5", "5"), (r"\boxed{\text{nan}}", "nan!"), (r"\boxed{5\text{ and not }6}", "5"),
