@@ -45,12 +45,10 @@ import signal
 import string
 import sys
 import time
-import zlib
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -1368,13 +1366,13 @@ def extract_answer(text):
     """
     ### BEGIN SOLUTION
     text = str(text).rpartition("</think>")[2].partition("<think>")[0][-100_000:].rstrip()
-    boxes = list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))
-    for box in boxes[:-9:-1]:                       # the last one, or an earlier one if its braces stay open
+    starts = [box.end() for box in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
+    for start in starts[:-9:-1]:                    # the last box, or one before it if its braces stay open
         depth = 1
-        for brace in re.finditer(r"(?s)\\.|[{}]", text[box.end():]):
+        for brace in re.finditer(r"(?s)\\.|[{}]", text[start:]):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
-                return text[box.end():][:brace.start()].strip()
+                return text[start:][:brace.start()].strip()
     patterns = (
         r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)",                          # \boxed 7
         r"(?m)^####(?!.*[Aa]nswer)(.*)\Z",                                      # #### Monday, as last line
@@ -1477,8 +1475,8 @@ CONSTANTS = {"π": math.pi, "e": math.e, "i": 1j}
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
              ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos}
 
-def values(text):
-    """The values of a text's parts at three points, read as Python, 2x^{3} as 2*x**(3); else an error."""
+def syntax_tree(text):
+    """Python's syntax tree of the list of a text's parts, with 2x^{3} read as 2*x**(3); else an error."""
     if len(text) > 400 or not re.fullmatch(r"[\w\\.+*/^(){}\[\],&=<≤>≥≠%∞±-]+", text):
         raise ValueError("unknown signs")
     if "±" in text:
@@ -1486,8 +1484,8 @@ def values(text):
     tokens = re.findall(TOKEN, text.replace("{", "(").replace("}", ")"))
     python = " ".join(PYTHON.get(token, token) for token in tokens)
     python = re.sub(r"(?<=[\w)]) (?=[^\W\d]|[(\\])", "*", python).replace("\\", "")     # 2 x -> 2*x
-    tree = ast.parse(f"[{python}]", mode="eval").body
-    return [value(tree, point) for point in range(3)]
+    python = re.sub(r"_\((\w+)\)", r"_\1", python)                           # v_(max) -> v_max
+    return ast.parse(f"[{python}]", mode="eval").body
 
 def value(tree, point):
     """The value of a syntax tree: a Fraction, else a float or complex number, or a list of values."""
@@ -1525,9 +1523,13 @@ def same(x, y):
     return x == y
 
 def equal(left, right):
-    """Whether two texts have the same values at each point, a list in any order."""
+    """Whether two texts have the same values at three points, a list in any order."""
     with suppress(Exception):                       # a text may be anything
-        for xs, ys in zip(values(left), values(right)):
+        left = syntax_tree(left)
+        right = syntax_tree(right)
+        for point in range(3):
+            xs = value(left, point)
+            ys = value(right, point)
             for y in ys:
                 if len(xs) != len(ys) or sum(same(x, y) for x in xs) != sum(same(x, y) for x in ys):
                     return False

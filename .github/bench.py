@@ -52,9 +52,9 @@ def long_policy(folder):
 
 
 def prepare(model):
-    """GRPO at the default sizes, TRL's micro-batch, on a policy that does not change."""
+    """GRPO at the default sizes on a policy that does not change."""
     er.math_reward = cheap_reward
-    config = er.Config(method="grpo", model=model, micro_batch=128, lr=1e-9)
+    config = er.Config(method="grpo", model=model, lr=1e-9)
     policy, problems, _ = er.prepare(config)
     return config, policy, problems
 
