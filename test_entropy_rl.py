@@ -1085,10 +1085,11 @@ def test_golds_are_the_text_of_the_file(read, tmp_path, capsys):
     pairs = [line.replace("LONG", 300 * "x").split(" |") for line in GOLDS.strip("\n").splitlines()]
     rows = [f'{{"problem": "p{number}", "answer": {pair[0]}}}\n' for number, pair in enumerate(pairs)]
     rows.append(f'{{"problem": "long{"x" * 300}", "answer": "1"}}\n')
+    rows.append('{"problem": " ", "answer": "1"}\n')
     (tmp_path / "a.jsonl").write_text("".join(rows))
     found = {row["problem"]: row["answer"] for row in sum(read(tmp_path / "a.jsonl"), [])}
     assert found == {f"p{number}": pair[1].strip() for number, pair in enumerate(pairs) if pair[1]}
-    assert f" 7 of {len(rows)} rows " in "".join(capsys.readouterr())
+    assert f" 8 of {len(rows)} rows " in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("values, golds", [
@@ -1719,7 +1720,8 @@ EXTRACT = [  # response, its answer
     ('#### Step 1\nThe answer is 7.', "7"), ("The answer is 3.5. I hope it is correct.", "3.5"),
     ("Final Answer: **12**", "12"), ("The answer is $x=3$.", "$x=3$"), ('#### 5\nbut \\boxed{6}', "6"),
     ("no answer here", None), ("", None), ('The answer is:\n\\[ 5 \\]', r"\[ 5 \]"),
-    ('The answer is:\n$$\n5\n$$', "5"), ("#### Monday", "Monday"), (r"#### \frac{1}{2}", r"\frac{1}{2}"),
+    ('The answer is:\n$$\n5\n$$', "5"), ('The answer is:\n\\begin{align*}\n5\n', "5"),
+    ("#### Monday", "Monday"), (r"#### \frac{1}{2}", r"\frac{1}{2}"),
     ("#### x = 5", "x = 5"), ("#### 5%", "5%"), (r"\boxed5", "5"),
 ]
 
