@@ -149,7 +149,7 @@ class Config:
     prompts: int = setting(64, "prompts a rollout step (paper: 256)", low=1)
     group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
     updates: int = setting(4, "mini-batches a rollout step (paper: 8)", low=1)
-    micro_batch: int = setting(32, "responses in one forward pass; changes memory and speed alone", low=1)
+    micro_batch: int = setting(32, "responses in one forward pass; changes memory, speed and rounding", low=1)
     max_new_tokens: int = setting(48, "longest response in tokens", low=1)
     temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
     lr: float = setting(1e-4, "learning rate of AdamW, constant", low=1e-12)
@@ -189,9 +189,8 @@ class Config:
         check(built_in or self.model != "tiny",
               "--data: the built-in policy reads arithmetic only; add --model")
 
-# What differs for a real model: the paper's settings (Sec. 4.3) on one GPU.
+# What differs for a real model: the paper's coefficients (Sec. 4.3), sizes for one GPU.
 REAL_MODEL = {
-    "steps": 200,
     "updates": 8,
     "micro_batch": 8,
     "max_new_tokens": 1024,
@@ -445,7 +444,7 @@ def check_theory():
 # -----------------------------------------------------------------------------
 # 4. Rollouts and log-probabilities (Sec. 2.1)
 
-LOGITS_AT_ONCE = 2 ** 24  # floats of a chunk of logits; below 32 MB malloc keeps what is freed
+LOGITS_AT_ONCE = 2 ** 24  # floats of a chunk of logits: 64 MB; malloc keeps freed blocks below 32 MB
 
 @dataclass
 class Rollouts:
@@ -526,7 +525,6 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     stopped = torch.isin(tokens, stop_ids).long()
     stops_before = stopped.cumsum(1) - stopped                                        # [N, T]
     response_mask = stops_before == 0
-    tokens = tokens.where(response_mask, pad_token_id)
     prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)
     prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)
     input_ids = torch.cat([prompt_ids, tokens], dim=1)                                # [N, L+T]
@@ -606,7 +604,7 @@ def mean(values):
     return sum(values) / len(values)
 
 def mini_batches(config, rollouts, rewards, step):
-    """The rows of each mini-batch (whole groups in random order, rows of like length together) and the
+    """The rows of each mini-batch (whole groups, drawn at random; within it sorted by length) and the
     advantages [N]. Prompts whose responses are all right or all wrong are left out (Sec. 4.3)."""
     G = config.group_size
     kept = (rewards.view(-1, G).std(dim=1) > 0).nonzero()[:, 0]                       # [P'] groups
@@ -631,8 +629,8 @@ def forward(config, model, rollouts, rows, with_entropy):
 
 @torch.no_grad()
 def forward_mini_batch(config, model, rollouts, batch, with_entropy=False):
-    """The same of a mini-batch, without gradient, in the micro-batches of the update: equal weights give
-    equal bits, so that before the first step every ratio is exactly 1."""
+    """Log-probabilities and entropy of a mini-batch, without gradient, in the micro-batches of the update:
+    equal weights give equal bits, so that before the first step every ratio is exactly 1."""
     logprobs = []
     entropy = []
     for rows in batch.split(config.micro_batch):
@@ -667,8 +665,8 @@ def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs
 def update(config, policy, reference, optimizer, rollouts, rewards, step):
     """The optimizer steps of one rollout (Sec. 4.3), one a mini-batch; returns what they looked like.
 
-    Two passes a mini-batch: tokens are selected from all of it, then loss and gradient are added up one
-    micro-batch at a time, so that the size of a micro-batch changes nothing.
+    Two passes a mini-batch where a method selects: tokens are selected from all of it, then loss and gradient
+    are added up one micro-batch at a time, so that the size of a micro-batch changes rounding alone.
     """
     model = policy.model
     needs = METHODS[config.method]
@@ -786,7 +784,7 @@ def evaluate(config, policy, problems):
         right += rewards.view(-1, k).sum(dim=1).int().tolist()
         _, greedy_rewards, _ = sample_and_reward(config, policy, batch, 1, 1.0, greedy=True)
         greedy += greedy_rewards.tolist()
-        for number, problem in enumerate(batch):
+        for number, problem in enumerate(batch[:8 - len(samples)]):
             samples.append({"problem": problem["problem"], "response": texts[number * k],
                             "extracted": extract_answer(texts[number * k]), "answer": problem["answer"],
                             "reward": rewards[number * k].item()})
@@ -797,7 +795,7 @@ def evaluate(config, policy, problems):
         pass_at[2 ** power] = mean([pass_at_k(k, c, 2 ** power) for c in right])
     row = {"eval_avg": accuracy.mean().item(), "eval_avg_se": error, "eval_greedy": mean(greedy), "eval_k": k,
            "eval_pass": mean([pass_at_k(k, c, k) for c in right]), "eval_pass_at": pass_at}
-    return row, samples[:8]
+    return row, samples
 
 def evaluate_and_log(config, policy, problems, log, step):
     """The evaluation of a step, with its responses added to a log."""
@@ -856,7 +854,7 @@ MAY_CHANGE = ["steps", "checkpoint_every", "out", "resume", "compare", "seeds", 
               "eval_only"]  # what does not shape the rows of a run
 
 def open_run(config):
-    """The run folder's two logs, open and locked, and its checkpoint (None in a new run)."""
+    """The run folder's two logs, open, the first one locked, and its checkpoint (None in a new run)."""
     run = Path(config.out)
     run.mkdir(parents=True, exist_ok=True)
     used = any(path.is_dir() or path.stat().st_size > 0 for path in run.iterdir())
@@ -930,12 +928,14 @@ def catch_interrupts():
     """A list that Ctrl-C puts something into, so that a run can finish its step. A second one stops it."""
     interrupts = []
 
+    before = signal.getsignal(signal.SIGINT)
+
     def handler(*signal_and_frame):
         print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
         interrupts.append(True)
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, handler)
     try:
         yield interrupts
     finally:
@@ -1142,7 +1142,7 @@ class Policy:
         rows = self.model.get_input_embeddings().weight.shape[0]
         check(ids and max(ids) < rows, "--model: its tokenizer makes tokens that it has no embedding for")
         printable_ascii = set(string.ascii_lowercase + string.digits + string.punctuation)
-        lost = set(problem_text(problem).lower()) & printable_ascii - set(tokenizer.decode(ids).lower())
+        lost = set(problem_text(problem).lower()) & (printable_ascii - set(tokenizer.decode(ids).lower()))
         check(not lost, f"--model: its tokenizer cannot write {' '.join(sorted(lost))}, as in a problem")
         return ids
 
@@ -1328,7 +1328,7 @@ def imitate(model, tokenizer, seed, steps=1800, batch_size=128, lr=4e-3):
 def warm_policy(seed):
     """The folder of the warm built-in policy of a seed, trained once and then kept in the user's cache.
 
-    Its name has a hash of all that shapes the weights.
+    Its name has a hash of what shapes the weights.
     """
     shaping = [reduce_once, crowd_solution, arithmetic_problems, tiny_policy, imitate]
     key = [TRAIN_PROBLEMS, OPERANDS, CROWD, torch.__version__, transformers.__version__]
@@ -1360,19 +1360,20 @@ def warm_policy(seed):
 # 8. The verifier (Sec. 2.1)
 
 def extract_answer(text):
-    """The final answer of a response, as "7" of "so \\boxed{7}." The content of its last \\boxed{} or \\fbox{},
-    else what its "#### ..." says, else what follows its last "answer is" or "answer:", else None. Only what
-    comes after the last </think> and before an unclosed <think> counts.
+    """The final answer of a response, as "7" of "so \\boxed{7}." The content of its last \\boxed{} or
+    \\fbox{}, else what its last line "#### ..." says, or an earlier one with a number, else what follows its
+    last "answer is" or "answer:", else None. Only what comes after the last </think> and before an unclosed
+    <think> counts.
     """
     ### BEGIN SOLUTION
     text = str(text).rpartition("</think>")[2].partition("<think>")[0][-100_000:].rstrip()
     starts = [box.end() for box in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
-    for start in starts[:-9:-1]:                    # the last box, or one before it if its braces stay open
+    for start in reversed(starts[-8:]):             # the last box whose braces close
         depth = 1
         for brace in re.finditer(r"(?s)\\.|[{}]", text[start:]):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            depth += (brace[0] == "{") - (brace[0] == "}")
             if depth == 0:
-                return text[start:][:brace.start()].strip()
+                return text[start:start + brace.start()].strip()
     patterns = (
         r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)",                          # \boxed 7
         r"(?m)^####(?!.*[Aa]nswer)(.*)\Z",                                      # #### Monday, as last line
@@ -1402,9 +1403,11 @@ SPELLINGS = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "√": "\\sqrt", "\\infty": "∞", "\\circ": "°", "pi": "π",
     "π": "π", "\\sec": "{1}/\\cos", "\\csc": "{1}/\\sin", "\\cot": "{1}/\\tan", "−": "-", "\\cdot": "*",
     "×": "*", "·": "*", "÷": "/", "per": "/", "**": "^", "²": "^2", "³": "^3", "infinity": "∞", "<=": "≤",
-    "⩽": "≤", ">=": "≥", "≈": "=", "∈": "=", "is": "=", "are": "=", "∪": ",", "and": ",", "or": ",", ";": ",",
-    "\\\\": ",", "to": ":", "⟨": "(", "⟩": ")", "\\{": "{", "\\}": "}", "\\%": "%", "percent": "%",
-    "\\$": '"$"', "dollars": '"$"', "in": '"inche"', "ft": '"feet"', "two": "2", "eight": "8",
+    "⩽": "≤", ">=": "≥", "\\neq": "≠", "≈": "=", "∈": "=", "is": "=", "are": "=", "∪": ",", "and": ",",
+    "or": ",", ";": ",", "\\\\": ",", "to": ":", "⟨": "(", "⟩": ")", "\\{": "{", "\\}": "}", "\\%": "%",
+    "percent": "%",
+    "\\$": '"$"', "dollars": '"$"', "in": '"inch"', "inches": '"inch"', "ft": '"feet"',
+    "two": "2", "eight": "8",  # of bases
 }
 SHORT_WORDS = {"cm", "mm", "km", "kg", "sq", "am", "pm", "min", "hr", "day", "usd", "no", "not", "yes"}
 FUNCTIONS = {"sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arctan": cmath.atan, "ln": cmath.log,
@@ -1426,6 +1429,7 @@ def spell(match):
     is_word = len(name) > 3 or name.lower() in SHORT_WORDS
     return f'"{name.lower().rstrip("s")}"' if is_word else name
 
+# In this order, each on what the one before has left.
 ARGUMENT = r"(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\\(?:frac|sqrt)\{[^{}]*\}|[\w.]+(?:\^\w|\^?°)?)"
 RULES = [
     (r", ?\\! ?|\{ ?, ?\} ?", ","),                                         # 1{,}234 -> 1,234
@@ -1435,10 +1439,11 @@ RULES = [
     (r"\\(?:text[a-z]*|mathrm|mbox|hbox|operatorname) ?\{([^{}]*)\}", r" \1 "),  # \text{even} -> even
     (r"[(\[]? *\\begin ?\{[pb]?(?:matrix|array)\}(?:\{[lcr|]*\})?", "("),   # \begin{pmatrix} -> (
     (r"(?:\\\\\s*)?\\end ?\{[pb]?(?:matrix|array)\} *[)\]]?", ")"),         # \end{pmatrix} -> )
+    (r"√ ?(\d+)", r"\\sqrt{\1}"),                                            # √10 -> \sqrt{10}
     (r"\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]", spell),                # Hours -> "hour"
     (r"(?<![\w.,^])([1-9]\d?\d?)[, ](\d{3})(?:[, ](\d{3}))?(?:[, ](\d{3}))?(?!\d|,\d|[^(\[]*[)\]])",
      r"\1\2\3\4"),                                                          # 1,234,567 -> 1234567
-    (r"\\log ?_ ?(\w|\{[^{}]*\})", r"{1/\\ln\1}\\ln "),                     # \log_2x -> {1/\ln2}\ln x
+    (r"\\log ?_ ?(\w|\{[^{}]*\})", r"(1/\\ln\1)\\ln "),                     # \log_2x -> {1/\ln2}\ln x
     (r"\s+(?!\d)|(?<!\d)\s+", ""),                                          # 2 x, 2 1/3 -> 2x,2 1/3
     (r"(?<![\w.{])0+(?=\d)", ""),                                           # 007 -> 7
     (r"([_^])\{(-?\d+|-?\w|°)\}(?!\d)", r"\1\2"),                           # x^{2} -> x^2
@@ -1466,7 +1471,8 @@ def normalize(text):
         text = re.sub(pattern, replacement, text)
     return text
 
-# Step 2: the value of a text, computed on Python's syntax tree of it. Nothing is run.
+# Step 2: the value of a text, computed on Python's syntax tree of it. Nothing is run; closed, next, infinity
+# are mere names there, and f(2) is a call that has no value, for it is no product.
 PYTHON = {"[": "(closed,", "]": ",closed)", "^": "**", "=": "==", "≤": "<=", "≥": ">=", "≠": "!=",
           "%": "/100", "∞": "infinity", "&": ",next,"}
 TOKEN = r"\\[a-z]+\(|[^\W\d_]\((?=\w\))|[^\W\d_](?:_\d+|_\w|_\(\w+\))?|\d+\.?\d*|\.\d+|\S"
@@ -1491,38 +1497,44 @@ def value(tree, point):
     """The value of a syntax tree: a Fraction, else a float or complex number, or a list of values."""
     if isinstance(tree, ast.Constant):
         return Fraction(str(tree.value))
-    if isinstance(tree, ast.Name):
-        number = random.Random(f"{tree.id} {point}").randint(40, 99)        # a variable is pseudo-random,
-        return CONSTANTS.get(tree.id, Fraction(number, SCALES[point]))      # large, negative or small
+    if isinstance(tree, ast.Name) and tree.id in CONSTANTS:
+        return CONSTANTS[tree.id]
+    if isinstance(tree, ast.Name):       # a variable is pseudo-random: large, negative or small
+        return Fraction(random.Random(f"{tree.id} {point}").randint(40, 99), SCALES[point])
     parts = [value(child, point) for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr)]
     if isinstance(tree, ast.Call):
         return FUNCTIONS[tree.func.id](*parts[1:])
     if isinstance(tree, (ast.List, ast.Tuple)):
         return parts
-    if isinstance(tree, ast.Compare):    # how a-b changes from point 0, as both sides may be moved or scaled
-        starts = [value(side, 0) for side in [tree.left] + tree.comparators]
-        changes = [type(sign) for sign in tree.ops]
-        for n, sign in enumerate(tree.ops):
-            start = starts[n] - starts[n + 1]
-            scale = start if isinstance(sign, ast.Eq) else abs(start)
-            changes.append((parts[n] - parts[n + 1]) / scale)
-        return changes
+    if isinstance(tree, ast.Compare):
+        return relation(tree, parts)
     size = len(str(parts))
     if isinstance(tree.op, ast.Pow):
         size *= abs(parts[1])
-    if size > 100_000:
-        raise ValueError("too large")
+    if size > 100_000 or isinstance(parts[0], list):                        # lists would be joined
+        raise ValueError("too large, or a list")
     return OPERATORS[type(tree.op)](*parts)
 
-def same(x, y):
+def relation(tree, sides):
+    """The value of a=b, a<b or a chain of them: the signs, and how each left - right changes from point 0, so
+    that 2x=4 is x=2. `sides` are the values at this point."""
+    starts = [value(side, 0) for side in [tree.left, *tree.comparators]]
+    changes = [type(sign) for sign in tree.ops]
+    for n, sign in enumerate(tree.ops):
+        start = starts[n] - starts[n + 1]
+        either_way = isinstance(sign, (ast.Eq, ast.NotEq))                  # a=b is b=a, a<b is not b<a
+        changes.append((sides[n] - sides[n + 1]) / (start if either_way else abs(start)))
+    return changes
+
+def same_value(x, y):
     """Whether two values are the same: lists entry by entry, fractions exactly, others to twelve digits."""
     if isinstance(x, list) and isinstance(y, list):
-        return len(x) == len(y) and all(map(same, x, y))
+        return len(x) == len(y) and all(map(same_value, x, y))
     if isinstance(x, (float, complex)) or isinstance(y, (float, complex)):
         return cmath.isclose(x, y, rel_tol=1e-12)
     return x == y
 
-def equal(left, right):
+def same_values(left, right):
     """Whether two texts have the same values at three points, a list in any order."""
     with suppress(Exception):                       # a text may be anything
         left = syntax_tree(left)
@@ -1531,7 +1543,8 @@ def equal(left, right):
             xs = value(left, point)
             ys = value(right, point)
             for y in ys:
-                if len(xs) != len(ys) or sum(same(x, y) for x in xs) != sum(same(x, y) for x in ys):
+                count = sum(same_value(x, y) for x in xs)
+                if len(xs) != len(ys) or count != sum(same_value(x, y) for x in ys):
                     return False
         return True
     return False
@@ -1539,27 +1552,28 @@ def equal(left, right):
 # Step 3: the comparison.
 NAME = r"(?:^|(?<=,))(?!\\sqrt)([^\d=,+*/^-][^=,+*/^-]*(?:\^-1)?(?:\([^()]*\))?|\([^()\d]*\))="  # x=, f(2)=
 NO_UNIT = r'(?!"(?:not?|never|half|third|dozen|\w+ed|am|pm|\w*(?:hundred|thousand|illion))")'
-UNIT = rf'"[$]"|(?:%|(?:[*/]?{NO_UNIT}"[^"]+"(?:\^[1-3])?){{1,6}})(?=[^\w\\(\[{{"^|]|$)'   # $5, 5%, 5 m/s^2
+UNIT = rf'"[$]"|(?:%|(?:[*/]?{NO_UNIT}"[^"]+"(?:\^[1-3])?){{1,6}})(?=[^\w\\(\[{{"^|]|$)'   # "$"5, 5%, 5"cm"^2
 NUMBER = r"(?:\\mixed|[-\d./(){},])*"
 WORKED = r"[\w)}][-+*](?!10\^)|[\d)}][(\[{]"
 
-def matches(prediction, gold):
+def same_answer(prediction, gold):
     """Whether two texts in our spelling mean the same."""
     if prediction == gold:
         return gold != ""
-    if "=" in prediction and not re.search("[=,]", gold):                   # 2+3=5 states 5
+    if "=" in prediction and not re.search("[=,]", gold):                   # 2+3=5 states 5 (x=5: see NAME)
         sides = prediction.split("=")
-        return all(equal(side, sides[-1]) for side in sides) and matches(sides[-1], gold)
+        return all(same_values(side, sides[-1]) for side in sides) and same_answer(sides[-1], gold)
     if re.fullmatch(NUMBER, gold) and re.search(WORKED, prediction):        # 2+3 is not yet 5
         return False
-    return equal(prediction, gold)
+    return same_values(prediction, gold)
 
 def answers_match(prediction, gold):
     """Whether a predicted answer means the same as the reference answer `gold`. Never raises.
 
     0.33 is not 1/3, but 6/8 is 3/4 and an expanded product the factored one. A sum or product left to do, as
-    2+3 for 5, is refused. `x = 5` and `2+3 = 5` state 5. A unit or base may be missing, but not another one.
-    Lists match in any order; tuples, intervals, matrices keep order and ends. What is not read must be equal.
+    2+3 for 5, is refused. `x = 5` and `2+3 = 5` state 5. A unit may be missing on either side, a base in the
+    prediction, but neither may be another one. Lists match in any order; tuples, intervals, matrices keep
+    order and ends. What cannot be read as mathematics must be equal after `normalize`.
     """
     texts = isinstance(prediction, str) and isinstance(gold, str)
     if not texts or max(len(prediction), len(gold)) > 600:
@@ -1567,16 +1581,17 @@ def answers_match(prediction, gold):
     gold = normalize(gold)
     comma = ", " if "," in gold else ","            # 120,150 is a list only where one is asked for
     prediction = normalize(re.sub(r"(?<=\d),[\\\s]*(?=\d)", comma, prediction))
-    if matches(prediction, gold):
+    if same_answer(prediction, gold):
         return True
     for part in (NAME, UNIT):                       # one name or unit may be missing, not another one
         given = set(re.findall(part, prediction))
         asked = set(re.findall(part, gold))
-        missing = not given or not asked and '"base' not in prediction.replace('"base10"', "")
+        other_base = '"base' in str(given - {'"base10"'})
+        missing = not given or not asked and not other_base
         if len(asked) < 2 and (missing or given == asked):
             prediction = re.sub(part, "", prediction)
             gold = re.sub(part, "", gold)
-    return matches(prediction, gold)
+    return same_answer(prediction, gold)
 
 def math_reward(response, gold):
     """1.0 where the final answer of the response matches the gold answer, else 0.0."""
@@ -1595,7 +1610,7 @@ def read_run(run):
     with user_error(f"{run}: no run folder that can be read"):
         config = json.loads(Path(run, "config.json").read_text())
         rows = [json.loads(line) for line in whole_lines(Path(run, "metrics.jsonl"))]
-        steps = [row["step"] + 0 for row in rows]
+        steps = [int(row["step"]) for row in rows]
     check(steps and "method" in config, f"{run}: no step is in its log")
     return config, rows
 
