@@ -1660,11 +1660,11 @@ def show_together(runs, picture):
 def print_table(groups):
     """The start and end of each group over its seeds, and its avg@k less the first one's, seed by seed."""
     first = list(groups)[0]
-    print(f"\n{'':20}" + "".join(f"{title:>18}" for title in TABLE.values()))
+    print(f"\n{'':20}" + "".join(f"{title:>20}" for title in TABLE.values()))
     starts = [(config, rows[:1]) for config, rows in groups[first]]
     for label, members in [("before", starts), *groups.items()]:
         cells = [with_error([at_end(rows, key) for _, rows in members]) for key in TABLE]
-        print(f"{label:20}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{label:20}" + "".join(f"{cell:>20}" for cell in cells))
     accuracy = {config["seed"]: at_end(rows, "eval_avg") for config, rows in groups[first]}
     for label in list(groups)[1:]:
         more = [at_end(rows, "eval_avg") - accuracy[config["seed"]]
