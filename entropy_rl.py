@@ -962,11 +962,12 @@ def train(config):
             for step in bar:
                 row = rollout_step(config, policy, reference, optimizer, problems, step)
                 shown = f"entropy {row['entropy']:.3f}, reward {row['reward']:.3f}"
-                if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
+                evaluated = config.eval_every and (step % config.eval_every == 0 or step == config.steps)
+                if evaluated:
                     row.update(evaluate_and_log(config, policy, held_out, samples, step))
                     shown += f", avg@{row['eval_k']} {row['eval_avg']:.3f}"
-                    if bar.disable:
-                        print(f"step {step}: {shown}", flush=True)
+                if evaluated and bar.disable:
+                    print(f"step {step}: {shown}", flush=True)
                 bar.set_postfix_str(shown)
                 rows.append(append(log, row))
                 check(row["skipped_updates"] < max(1, row["updates"]),
