@@ -24,6 +24,8 @@ import sys
 import threading
 import time
 import types
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from statistics import fmean, linear_regression, pvariance, stdev
 
@@ -1094,7 +1096,9 @@ def test_golds_are_the_text_of_the_file(read, tmp_path, capsys):
 
 @pytest.mark.parametrize("values, golds", [
     ([9007199254740993, None, 7], ["7", "9007199254740993"]),
-    ([math.nan, 0.5, 0.25], ["0.25", "0.5"]), ([["4"], None, ["5"]], ["4", "5"])])
+    ([math.nan, 0.5, 0.25], ["0.25", "0.5"]), ([["4"], None, ["5"]], ["4", "5"]),
+    ([date(2024, 1, 5), date(2023, 12, 31)], ["2023-12-31", "2024-01-05"]),
+    ([Decimal("0.10"), Decimal("2.50")], ["0.10", "2.50"])])
 def test_golds_of_a_table(read, tmp_path, values, golds):
     """The types of a parquet file change no gold."""
     rows = [{"problem": f"p{n}", "answer": value} for n, value in enumerate(values)]
