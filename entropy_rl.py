@@ -23,6 +23,7 @@ The paper is Cui et al., arXiv 2505.22617. Sec., Eq., Fig. and Table numbers are
 Shapes: P prompts, G responses a prompt, N = P G responses, L prompt tokens, T response tokens, V vocabulary,
 M tokens of a mini-batch. A mini-batch is one optimizer step, a micro-batch one forward pass.
 Left out to keep it short: several GPUs, a sampling engine, dynamic sampling, a reward model.
+Between BEGIN SOLUTION and END SOLUTION stands what students write (README, course kit).
 """
 import argparse
 import ast
@@ -87,9 +88,8 @@ def user_error(message):
 # -----------------------------------------------------------------------------
 # 1. Settings
 
-# The methods. Beside log-probabilities and advantages a method may need: a "selection" of tokens from the
-# whole mini-batch, the "entropy" of each token, the "rollout_entropy" that it had when it was sampled (given
-# as the entropy), or the log-probabilities of the "reference" policy.
+# The methods, and what their losses need beside log-probabilities and advantages: a "selection" of tokens
+# from the whole mini-batch, the "entropy" of each token, log-probabilities of the "reference" policy.
 METHODS = {
     "grpo": [],
     "clip_higher": [],
@@ -128,8 +128,8 @@ class Config:
     clip_low: float = setting(None, "PPO clip, ratio from 1 - this (default 0.2; clip_cov 1)", low=0)
     clip_high: float = setting(None, "ratio to 1 + this (default 0.2; clip_higher 0.28; clip_cov 1)", low=0)
     clip_cov_ratio: float = setting(0.01, "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
-    clip_cov_low: float = setting(1.0, "omega_low, covariance from this (Sec. 4.3)", low=-1e9)
-    clip_cov_high: float = setting(20.0, "omega_high, to this (Sec. 4.3)", low=-1e9)
+    clip_cov_low: float = setting(1.0, "omega_low, covariance from this (Sec. 4.3: 1)", low=-1e9)
+    clip_cov_high: float = setting(20.0, "omega_high, to this (Sec. 4.3: 5)", low=-1e9)
     kl_cov_fraction: float = setting(0.02, "k, share of the tokens penalised (Eq. 13)", low=0, high=1)
     kl_cov_coef: float = setting(2.0, "beta, weight of the penalty (Eq. 14, Fig. 12)", low=0)
     kl_estimator: str = setting("abs", "|d| (authors' code), d^2/2, e^d-1-d of d = log(pi/pi_old)")
@@ -301,8 +301,8 @@ def select_kl_cov(config, logprobs, advantages, mask):
 def select_tokens(config, logprobs, old_logprobs, advantages, mask, generator=None, entropy=None):
     """The tokens that Clip-Cov detaches (Eq. 11) or KL-Cov penalises (Eq. 13), from a whole mini-batch.
 
-    logprobs, old_logprobs, mask and entropy [N, T], advantages [N] -> [N, T] bool, all False for the other
-    methods and for a share of 0.
+    logprobs, old_logprobs, mask [N, T], advantages [N] -> [N, T] bool, all False for the other methods and
+    for a share of 0. The entropy where each token was sampled, [N, T], is there for methods of your own.
     """
     if config.method == "clip_cov" and config.clip_cov_ratio > 0:
         return select_clip_cov(config, logprobs, old_logprobs, advantages, mask, generator)
@@ -621,23 +621,18 @@ def mini_batches(config, rollouts, rewards, step):
         batches.append(rows[lengths[rows].argsort(stable=True)])
     return batches, advantages.to(lengths.device)
 
-def forward(config, model, rollouts, rows, with_entropy):
+def forward(config, model, rollouts, rows, with_entropy=False):
     """Log-probabilities and entropy of some rows of the rollouts: [n, T] each."""
     return response_logprobs(model, rollouts.input_ids[rows], rollouts.attention_mask[rows],
                              rollouts.response_mask.shape[1], temperature=config.temperature,
                              with_entropy=with_entropy)
 
 @torch.no_grad()
-def forward_mini_batch(config, model, rollouts, batch, with_entropy=False):
-    """Log-probabilities and entropy of a mini-batch, without gradient, in the micro-batches of the update:
-    equal weights give equal bits, so that before the first step every ratio is exactly 1."""
-    logprobs = []
-    entropy = []
-    for rows in batch.split(config.micro_batch):
-        part = forward(config, model, rollouts, rows, with_entropy)
-        logprobs.append(part[0])
-        entropy.append(part[1])
-    return torch.cat(logprobs), torch.cat(entropy) if with_entropy else None
+def forward_mini_batch(config, model, rollouts, batch):
+    """Log-probabilities of a mini-batch [n, T], without gradient, in the micro-batches of the update: equal
+    weights give equal bits, so that before the first step every ratio is exactly 1."""
+    parts = batch.split(config.micro_batch)
+    return torch.cat([forward(config, model, rollouts, rows)[0] for rows in parts])
 
 def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs, advantages, selected):
     """Loss and gradient of a mini-batch, added up over micro-batches. Returns the loss and log pi [n, T]."""
@@ -650,10 +645,8 @@ def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs
     for rows, old_part, selected_part in parts:
         ref_logprobs = None
         if "reference" in needs:
-            ref_logprobs, _ = forward_mini_batch(config, reference, rollouts, rows)
+            ref_logprobs = forward_mini_batch(config, reference, rollouts, rows)
         logprobs, entropy = forward(config, policy.model, rollouts, rows, "entropy" in needs)
-        if "rollout_entropy" in needs:
-            entropy = rollouts.entropy[rows]
         losses = token_losses(config, logprobs, old_part, advantages[rows], selected_part, entropy,
                               ref_logprobs)
         loss = losses[mask[rows]].sum() / mask[batch].sum()
@@ -676,17 +669,15 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
     if not batches:
         return row
     row["updates"] = len(batches)
-    old = [forward_mini_batch(config, model, rollouts, batch)[0] for batch in batches]
+    old = [forward_mini_batch(config, model, rollouts, batch) for batch in batches]
     seen = {"loss": [], "grad_norm": [], "logprobs": [], "selected": []}
     for number, batch in enumerate(progress(batches, "updates")):
         selected = torch.zeros_like(mask[batch])
         if "selection" in needs:
-            logprobs, entropy = forward_mini_batch(config, model, rollouts, batch, "entropy" in needs)
-            if "rollout_entropy" in needs:
-                entropy = rollouts.entropy[batch]
+            logprobs = forward_mini_batch(config, model, rollouts, batch)
             generator = seeded(model.device, config.seed, step, number, "selection")
             selected = select_tokens(config, logprobs, old[number], advantages[batch], mask[batch], generator,
-                                     entropy)
+                                     rollouts.entropy[batch])
         loss, logprobs = backward_mini_batch(config, policy, reference, rollouts, batch, old[number],
                                              advantages, selected)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # 1.0: the authors' code
@@ -1140,8 +1131,8 @@ class Policy:
                 ids = ids[:-1]
             if ids[:2] == [tokenizer.bos_token_id] * 2:  # the template's and the tokenizer's
                 ids = ids[1:]
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        check(ids and max(ids) < rows, "--model: its tokenizer makes tokens that it has no embedding for")
+        known_ids = self.model.get_input_embeddings().weight.shape[0]
+        check(ids and max(ids) < known_ids, "--model: it has no embedding for tokens of its tokenizer")
         printable_ascii = set(string.ascii_lowercase + string.digits + string.punctuation)
         lost = set(problem_text(problem).lower()) & (printable_ascii - set(tokenizer.decode(ids).lower()))
         check(not lost, f"--model: its tokenizer cannot write {' '.join(sorted(lost))}, as in a problem")
@@ -1158,7 +1149,7 @@ class Policy:
             chat = [{"role": "user", "content": INSTRUCTION.replace("{problem}", problem)}]
         in_parts = [{**m, "content": [{"type": "text", "text": m.get("content", "")}]} for m in chat]
         for messages in [chat, in_parts]:  # some templates take contents as lists of parts
-            with suppress(Exception):  # a template may raise anything
+            with suppress(Exception):  # a template may raise anything; some drop an answer's thoughts
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False,
                                                           add_generation_prompt=True)
                 if all(m["content"].strip() in text for m in chat if m["role"] != "assistant"):
@@ -1199,11 +1190,11 @@ def load_policy(config):
         check(tokenizer("1+1=2 Why?").input_ids, "its tokenizer is missing")
     model.eval()  # and so it stays
 
-    rows = model.get_input_embeddings().weight.shape[0]
-    end_ids = [i for i in tokens_that_end(model, tokenizer) if 0 <= i < rows]
+    known_ids = model.get_input_embeddings().weight.shape[0]
+    end_ids = [i for i in tokens_that_end(model, tokenizer) if 0 <= i < known_ids]
     check(end_ids, f"--model {config.model}: no token ends a response")
     pad_id = tokenizer.pad_token_id
-    if pad_id is None or pad_id >= rows:
+    if pad_id is None or pad_id >= known_ids:
         pad_id = end_ids[0]
     stop_ids = end_ids
     if config.stop:

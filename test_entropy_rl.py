@@ -614,21 +614,19 @@ def test_update_without_a_finite_number(fault, start, monkeypatch):
         assert row["skipped_updates"] == 1 and weights.isfinite().all() and unmoved == (updates == 1)
 
 
-@pytest.mark.parametrize("needs", ["entropy", "rollout_entropy"])
-def test_update_by_a_new_method(needs, start, monkeypatch):
-    """Its selection and its loss get the entropy: the policy's, or that of the rollout."""
+def test_update_by_a_new_method(start, monkeypatch):
+    """Its selection gets the entropy of the rollout, its loss that of the policy."""
     rows = er.mini_batches(update_config(updates=1), start[1], REWARDS, 1)[0][0]
     part = er.Rollouts(*[value[rows] for value in vars(start[1]).values()])
-    expected = own_logprobs(start[0], part, 0.9)[1].detach() if needs == "entropy" else part.entropy
     seen = []
-    monkeypatch.setitem(er.METHODS, "mine", ["selection", needs])
+    monkeypatch.setitem(er.METHODS, "mine", ["selection", "entropy"])
     monkeypatch.setitem(er.CHOICES, "method", ["mine"])
     with on_call("select_tokens", 1, lambda *arguments: seen.append(arguments[6])):
         with on_call("token_losses", 1, lambda *arguments: seen.append(arguments[5].detach())):
             learn(start, update_config("mine", updates=1))
-    assert len(seen) == 2
-    for entropy in seen:
-        agree(entropy * part.response_mask, expected * part.response_mask, "entropy", 1e-4)
+    expected = [part.entropy, own_logprobs(start[0], part, 0.9)[1].detach()]
+    for found, entropy in zip(seen, expected, strict=True):
+        agree(found * part.response_mask, entropy * part.response_mask, "entropy", 1e-4)
 
 
 def test_update_token_statistics():
@@ -1650,100 +1648,63 @@ def test_picture_of_several_runs(cli, toys, tmp_path):
 # The verifier (section 8)
 
 SAME = [  # prediction, gold: the same answer
-    ("42", "42"), ("42.", "42"), ("−17", "-17"), (r"\mathbf{\frac{5}{12}}", r"\frac{5}{12}"),
-    ("x÷y", "x/y"), ("5 km", r"5\text{ km}"), ("1,234,567", "1234567"), ("1, 234, 567", "1234567"),
-    (r"\$1,234.50", "1234.5"), (".5", "0.5"), ("0.50", "0.5"), (r"\dfrac{3}{4}", r"\frac34"),
-    (r"\frac{3}4", "0.75"), (r"\frac{-3}{4}", r"-\frac34"), (r"2\frac{1}{3}", r"\frac73"),
-    ("2 1/3", r"\frac73"), (r"-2\frac{1}{2}", "-2.5"),
-    (r"\frac{1}{2}(3^{2024}-1)", r"\frac{3^{2024}-1}{2}"), ("2*sqrt(3)", r"2\sqrt3"),
-    ("2^{100}-2", "-2+2^{100}"), (r"3 \times 10^5", "300000"), (r"4\pi", "4π"), (r"\log_2 8", "3"),
-    (r"\sin^2 x + \cos^2 x", r"\cos^2 x+\sin^2 x"), (r"\sec x", r"1/\cos x"), ("|x-3|", "|3-x|"),
-    (r"\frac{\hbar^2k^2}{2m}", r"\frac{(\hbar k)^{2}}{2 m}"), ("f(x) = 3x-2", "3x-2"),
+    ("42", "42"), ("−17", "-17"), (r"\mathbf{\frac{5}{12}}", r"\frac{5}{12}"), ("x÷y", "x/y"),
+    ("1,234,567", "1234567"), ("1, 234, 567", "1234567"), (r"\$1,234.50", "1234.5"), (".5", "0.5"),
+    (r"\dfrac{3}{4}", r"\frac34"), (r"2\frac{1}{3}", r"\frac73"), ("2 1/3", r"\frac73"),
+    (r"-2\frac{1}{2}", "-2.5"), (r"\frac{1}{2}(3^{2024}-1)", r"\frac{3^{2024}-1}{2}"),
+    ("2*sqrt(3)", r"2\sqrt3"), (r"3 \times 10^5", "300000"), (r"\log_2 8", "3"), (r"\sec x", r"1/\cos x"),
+    ("|x-3|", "|3-x|"), (r"\frac{\hbar^2k^2}{2m}", r"\frac{(\hbar k)^{2}}{2 m}"),
     (r"\sqrt{1-x^2}", "(1-x^2)^{1/2}"), ("x = 5", "5"), (r"\sqrt{3^2 + 4^2} = \sqrt{25} = 5", "5"),
     (r"\frac{x^2}{4}+y^2=1", "x^2+4y^2=4"), (r"s^2-8r^2 \le 0", r"s^2 \le 8r^2"), (r"2x \le 4", r"x \le 2"),
     (r"x \leqslant 4", r"x \le 4"), (r"\left( 1 , \frac12 \right)", "(1,0.5)"), ("(x,y) = (1,2)", "(1,2)"),
-    ("P = (1,2)", "(1,2)"), (r"[0, +\infty)", r"[0,\infty)"), ("(2,3) U (0,1]", r"(0,1] \cup (2,3)"),
-    ("(-∞,1)∪(3,∞)", r"(3,\infty)\cup(-\infty,1)"), ("2, 1", "1,2"), ("1, 2, and 3", "3,2,1"),
-    ("120,150", "120, 150"), (r"\pm 3", "3,-3"), (r"x = \pm 2", "-2, 2"),
-    (r"2\mathbf{i}-3\mathbf{j}", r"2\mathbf{i} - 3\mathbf{j}"),
+    (r"[0, +\infty)", r"[0,\infty)"), ("(2,3) U (0,1]", r"(0,1] \cup (2,3)"),
+    ("(-∞,1)∪(3,∞)", r"(3,\infty)\cup(-\infty,1)"), ("1, 2, and 3", "3,2,1"), ("120,150", "120, 150"),
+    (r"\pm 3", "3,-3"), (r"x = \pm 2", "-2, 2"),
     (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
-    ("(1,2)", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"), ("2i+3", "3+2i"), (r"i\sqrt{2}", r"\sqrt{-2}"),
-    ("-i", r"\frac{1}{i}"), (r"4.5 \times 10^{3} \text{ J}", r"4.5\cdot 10^3"), ("5", r"5 \text{ cm}"),
-    (r"5\hbox{ cm}", r"5\text{ cm}"), (r"5^\circ\text{C}", "5"), ("30", r"30^\circ"),
-    ("30°", r"30^{\circ}"), ("25", r"25\%"), ("25 percent", r"25\%"), ("0.25", r"25\%"), (r"\$5", "5"),
-    ("5 dollars", r"\$5"), (r"\$1{,}000", r"1000\text{ dollars}"), ("52_{8}", "52_8"),
-    (r"52_{\text{eight}}", "52_8"), ("42_{10}", "42"), (r"3\!:\!4", "3:4"), ("3 to 2", "3:2"),
-    (r"\textbf{(C)}\ 12", r"\text{(C)}"), ("B", r"\text{(B)}"),
-    (r"\text{Option B}", "B"), ("Even", r"\text{even}"), ("no", "No"), ("∅", r"\emptyset"),
+    ("(1,2)", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"), (r"i\sqrt{2}", r"\sqrt{-2}"), ("-i", r"\frac{1}{i}"),
+    (r"4.5 \times 10^{3} \text{ J}", r"4.5\cdot 10^3"), ("5", r"5 \text{ cm}"),
+    (r"5\hbox{ cm}", r"5\text{ cm}"), (r"5^\circ\text{C}", "5"), ("30°", r"30^{\circ}"), ("25", r"25\%"),
+    ("25 percent", r"25\%"), ("0.25", r"25\%"), (r"\$5", "5"), ("5 dollars", r"\$5"),
+    (r"\$1{,}000", r"1000\text{ dollars}"), (r"52_{\text{eight}}", "52_8"), ("42_{10}", "42"),
+    (r"3\!:\!4", "3:4"), ("3 to 2", "3:2"), (r"\textbf{(C)}\ 12", r"\text{(C)}"), (r"\text{Option B}", "B"),
+    ("Even", r"\text{even}"), ("no", "No"),
 ]
 
 DIFFERENT = [  # prediction, gold: another answer
-    ("42", "43"), ("-17", "17"), ("2{3}", "6"), (r"\mathbf{\frac{5}{12}}", r"\frac{5}{13}"),
-    ("x ⩾ 3", r"x \le 3"), ("8:30 pm", r"8:30\text{ am}"), ("(1,234)", "1234"), ("0.33", r"\frac{1}{3}"),
-    (r"0.\overline{3}", "0.3"), (r"0.\overline{36}", r"0.\overline{63}"), ("3.14159...", r"\pi"),
-    (r"\frac43", r"\frac34"), (r"\frac{1}{0}", "0"), (r"{4 \over 3}", r"\frac34"),
-    (r"2\frac{1}{3}", r"\frac23"), (r"-2\frac{1}{2}", "-1.5"), ("2½", "21/2"),
-    (r"\frac{1}{2}(3^{2024}+1)", r"\frac{3^{2024}-1}{2}"), (r"2\sqrt[3]{3}", r"2\sqrt3"),
-    ("2^{100}-2", "2^{100}-3"), ("2.5×10⁴", r"2.5\times 10^{-4}"), (r"3 \times 10^5", "30000"),
-    ("1e999999", "1"), (r"\tan^{-1} 2", r"\cot 2"), (r"\sin 30", r"\frac12"),
-    (r"\cot 10^\circ", r"\cot 10"), ("5!", "121"), (r"\csc x", r"\frac1{\cos x}"), ("|x|", "x"),
-    ("f(x)+f(y)", "f(x+y)"), ("x^2+2x-1", "(x+1)^2"), ("x(-1)^x", "x"), (r"7 \times 6 = 43", "43"),
-    ("5=6", "5"), ("xy=7", "x=7"), ("-x < 2", "x < -2"), ("x > 2", r"[2,\infty)"),
-    (r"1<x<\sqrt{2}+1", r"1<x<\sqrt{2+1}"), ("P(1,2)", "(1,2)"), ("(2,1)", "(1,2)"), ("1,2", "(1,2)"),
-    (r"\mathbb{R}", r"(0,\infty)"), ("(0,1)", "[0,1)"), (r"(0,1] \cap (2,3)", r"(0,1] \cup (2,3)"),
-    ("1", "1,2"), ("1,1", "1,2"), ("(2,1), (3,4)", "(1,2),(3,4)"), ("3", r"\pm 3"),
-    (r"1 \pm \sqrt3", r"1 \pm \sqrt2"),
-    (r"\frac{1}{3}\begin{pmatrix}-1\\2\end{pmatrix}", r"\begin{pmatrix}-1\\2\end{pmatrix}"),
-    (r"2\hat{i}+3\hat{j}", r"2\mathbf{i} - 3\mathbf{j}"),
-    (r"\begin{pmatrix}1&2\\3&5\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), ("3-2i", "3+2i"),
-    (r"75\text{ mph}", r"75\text{ kph}"), (r"\sqrt{3}\pi\text{ cm}", r"\sqrt{3\pi}\text{ cm}"),
-    ("5 never", "5"), (r"5^\circ\text{C}", r"5^\circ\text{F}"), (r"\frac{\pi}{6}", r"30^\circ"),
-    (r"30\text{ cm}", "30°"), ("26 pct", r"25\%"), (r"2.5\%", r"25\%"), (r"25\%", r"25\text{ cm}"),
-    (r"5\text{ cents}", r"\$5"), ("€5", r"\$5"), (r"\$5.01", r"\$5"), ("52_8", "52"), ("52_9", "52_8"),
-    ("{1101}_{3}", "1101_2"), ("4:3", "3:4"), ("3:4:5", "3:4"), ("5:00 am", "5:00 pm"),
-    (r"\textbf{(C)}\ 12", r"\text{(B)}"), ("(B) 12, (C) 13", r"\text{(B)}"), ("C", "B"),
-    ("odd", r"\text{even}"), (r"\lfloor x\rfloor y", r"\lfloor xy\rfloor"),
-    (r"\text{The vertex is } (2,-1)", "(-1,2)"),
+    ("42", "43"), ("2{3}", "6"), ("(1,234)", "1234"), ("0.33", r"\frac{1}{3}"),
+    (r"0.\overline{36}", r"0.\overline{63}"), ("3.14159...", r"\pi"), (r"\frac{1}{0}", "0"), ("2½", "21/2"),
+    ("1e999999", "1"), (r"\sin 30", r"\frac12"), (r"\cot 10^\circ", r"\cot 10"), ("f(x)+f(y)", "f(x+y)"),
+    (r"7 \times 6 = 43", "43"), ("5=6", "5"), ("xy=7", "x=7"), ("-x < 2", "x < -2"), ("x > 2", r"[2,\infty)"),
+    ("(2,1)", "(1,2)"), ("(0,1)", "[0,1)"), ("1,1", "1,2"), (r"75\text{ mph}", r"75\text{ kph}"),
+    ("5 never", "5"), (r"5^\circ\text{C}", r"5^\circ\text{F}"), (r"2.5\%", r"25\%"),
+    (r"5\text{ cents}", r"\$5"), ("52_8", "52"), ("52_9", "52_8"), ("5:00 am", "5:00 pm"),
+    ("odd", r"\text{even}"), (r"0.\overline{3}", "0.3"), (r"2\sqrt[3]{3}", r"2\sqrt3"), ("|x|", "x"),
+    (r"\tan^{-1} 2", r"\cot 2"), ("x^2+2x-1", "(x+1)^2"), ("1", "1,2"), ("3", r"\pm 3"), ("1,2", "(1,2)"),
+    (r"(0,1] \cap (2,3)", r"(0,1] \cup (2,3)"), ("(2,1), (3,4)", "(1,2),(3,4)"), ("C", "B"),
+    (r"\begin{pmatrix}1&2\\3&5\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), ("P(1,2)", "(1,2)"),
 ]
 
 EXTRACT = [  # response, its answer
     (r"so \boxed{5}.", "5"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{1} then \boxed{2}", "2"),
-    (r"\fbox{7}", "7"), (r"$\boxed 7$", "7"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-    (r"\boxed{5} and \boxed{6", "5"), (r"\boxed{}", ""), (r"\boxed { 8 }", "8"),
+    (r"\fbox{7}", "7"), (r"$\boxed 7$", "7"), (r"\boxed{5} and \boxed{6", "5"), (r"\boxed{}", ""),
     (r"<think>\boxed{1}</think> \boxed{2}", "2"), (r"<think>\boxed{1}</think> none", None),
-    (r"\boxed{1}<think>\boxed{2}", "1"), (r"\boxed{1}</think>", None), (r"\boxed{1}</think>\boxed{2}", "2"),
-    ('#### 5\n#### 7', "7"), ("The answer is 3. No, the answer is 4.", "4"),
+    (r"\boxed{1}</think>", None), ('#### 5\n#### 7', "7"), ("The answer is 3. No, the answer is 4.", "4"),
     ('The answer is 4.\n#### 5', "5"), ('#### 5\nThe answer is 4.', "5"), (r"\boxed{5\}}", r"5\}"),
     (r"\boxed{\{5}", r"\{5"), ("The answer is $5$, since $2+3=5$.", "$5$"),
-    ("The answer is 5 because 2+3=5.", "5"), ("The answer is 5 as well as 6.", "5 as well as 6"),
-    ("#### 18 dollars", "18 dollars"), ("The answer is $18$, as computed.", "$18$"),
-    ("The answer is $5, or $6.", "$5, or $6"), ('2+3=5\n#### 5', "5"),
-    ("The answer is $5$ or $6$.", "$5$ or $6$"), ("The answer is $5$, $6$.", "$5$, $6$"),
-    ("#### 1,234", "1,234"), ("**Final Answer**: 12", "12"), ("Answer : 7", "7"),
-    ("The answer isn't 5", None), ("#### .5", ".5"), ("The answer is .5.", ".5"),
-    ('#### Step 1\nThe answer is 7.', "7"), ("The answer is 3.5. I hope it is correct.", "3.5"),
-    ("Final Answer: **12**", "12"), ("The answer is $x=3$.", "$x=3$"), ('#### 5\nbut \\boxed{6}', "6"),
-    ("no answer here", None), ("", None), ('The answer is:\n\\[ 5 \\]', r"\[ 5 \]"),
-    ('The answer is:\n$$\n5\n$$', "5"), ('The answer is:\n\\begin{align*}\n5\n', "5"),
-    ("#### Monday", "Monday"), (r"#### \frac{1}{2}", r"\frac{1}{2}"),
-    ("#### x = 5", "x = 5"), ("#### 5%", "5%"), (r"\boxed5", "5"),
+    ("The answer is 5 because 2+3=5.", "5"), ("#### 1,234", "1,234"), ("**Final Answer**: 12", "12"),
+    ("The answer isn't 5", None), ('#### Step 1\nThe answer is 7.', "7"), ("Final Answer: **12**", "12"),
+    ("", None), ('The answer is:\n$$\n5\n$$', "5"), ('The answer is:\n\\begin{align*}\n5\n', "5"),
+    ("#### Monday", "Monday"), ("#### x = 5", "x = 5"), (r"\boxed5", "5"),
 ]
 
 HACKS = [  # response, gold: not to be rewarded
-    (r"\boxed{}", "5"), (r"\boxed{ }", "5"), (r"\boxed{{}}", "5"), (r"\boxed{5 \text{ or } 6}", "5"),
-    (r"\boxed{5, 6}", "5"), (r"\boxed{5; 6}", "5"), (r"\boxed{\{5, 6\}}", "5"), (r"\boxed{(5, 6)}", "5"),
-    (r"\boxed{5 \pm 1}", "6"), (r"\boxed{5, 5}", "5"), (r"\boxed{x = 5 \text{ or } x = 6}", "5"),
-    (r"\boxed{1 \text{ or } 300}", "1300"), (r"\boxed{5 \cup 6}", "5"), (r"\boxed{5=6}", "6"),
-    (r"\boxed{5 \text{ (or 6)}}", "5"), (r"\boxed{3+4*7-2?}", "9"), (r"\boxed{3+4-2?}", "5"),
-    (r"\boxed{3+4-2}", "5"), (r"\boxed{2*3}", "6"), (r"\boxed{=3+4-2}", "5"),
-    (r"\boxed{\frac13+\frac14}", r"\frac{7}{12}"), (r"\boxed{\text{What is } 2+3?}", "5"),
-    (r"\boxed{?}", "5"), (r"\boxed{x}", "5"), (r"\boxed{x=x}", "5"),
-    (r"\boxed{\text{the correct answer}}", "5"), (r"<think>\boxed{5}</think>", "5"),
-    (r"<think>\boxed{5}", "5"), (r"\boxed{5}</think>", "5"), (r"\boxed{5} \boxed{6}", "5"),
-    (r"\boxed{5", "5"), (r"\boxed{\text{nan}}", "nan!"), (r"\boxed{5\text{ and not }6}", "5"),
-    (r"\boxed{5x-4x}", "5"), (r"\boxed{24_{10}}", "11000_2"), (r"\boxed{\mathbb{R}}", "[0,1]"),
-    (r"\boxed{4x-5y=-50}", "-10"), (r"\boxed{1,2,3,4,5,6,7,8,9}", "5"), (r"\boxed{\text{(A) (B)}}", "A"),
-    (r"\boxed{ABCD}", "A"), (r"\boxed{(A2}", "A"), ('\\boxed{""}', "5"),
+    (r"\boxed{}", "5"), (r"\boxed{5 \text{ or } 6}", "5"), (r"\boxed{5, 6}", "5"), (r"\boxed{5 \pm 1}", "6"),
+    (r"\boxed{1 \text{ or } 300}", "1300"), (r"\boxed{5=6}", "6"), (r"\boxed{3+4-2}", "5"),
+    (r"\boxed{2*3}", "6"), (r"\boxed{\frac13+\frac14}", r"\frac{7}{12}"), (r"\boxed{?}", "5"),
+    (r"\boxed{x}", "5"), (r"\boxed{x=x}", "5"), (r"<think>\boxed{5}", "5"), (r"\boxed{5", "5"),
+    (r"\boxed{5\text{ and not }6}", "5"), (r"\boxed{\text{(A) (B)}}", "A"), (r"\boxed{(5, 6)}", "5"),
+    (r"\boxed{x = 5 \text{ or } x = 6}", "5"), (r"\boxed{24_{10}}", "11000_2"), (r"\boxed{5} \boxed{6}", "5"),
+    (r"\boxed{4x-5y=-50}", "-10"), (r"\boxed{1,2,3,4,5,6,7,8,9}", "5"), (r"\boxed{\mathbb{R}}", "[0,1]"),
 ]
 
 HOSTILE = [     # refused or read as plain text, each within 0.1 s
