@@ -1650,19 +1650,24 @@ def show_together(runs, picture):
     draw(groups, picture)
 
 def print_table(groups):
-    """The start and end of each group over its seeds, and its avg@k less the first one's, seed by seed."""
+    """The start and end of each group over its seeds, and its differences from the first one, seed by seed."""
     first = list(groups)[0]
     print(f"\n{'':20}" + "".join(f"{title:>20}" for title in TABLE.values()))
     starts = [(config, rows[:1]) for config, rows in groups[first]]
     for label, members in [("before", starts), *groups.items()]:
         cells = [with_error([at_end(rows, key) for _, rows in members]) for key in TABLE]
         print(f"{label:20}" + "".join(f"{cell:>20}" for cell in cells))
-    accuracy = {config["seed"]: at_end(rows, "eval_avg") for config, rows in groups[first]}
     for label in list(groups)[1:]:
-        more = [at_end(rows, "eval_avg") - accuracy[config["seed"]]
-                for config, rows in groups[label] if config["seed"] in accuracy]
-        if more:
-            print(f"{label}: avg@k less {first}'s, seed by seed: {with_error(more, 4)} ({len(more)} seeds)")
+        for key in ["eval_avg", "eval_pass"]:
+            more = paired_differences(groups[label], groups[first], key)
+            if more and not math.isnan(sum(more)):
+                print(f"{label}: {TABLE[key]} less {first}'s, seed by seed: {with_error(more, 4)} "
+                      f"(positive on {sum(value > 0 for value in more)} of {len(more)})")
+
+def paired_differences(members, others, key):
+    """The end values of a group less those of another group, for the seeds that both have."""
+    theirs = {config["seed"]: at_end(rows, key) for config, rows in others}
+    return [at_end(rows, key) - theirs[config["seed"]] for config, rows in members if config["seed"] in theirs]
 
 def law_points(rows):
     """H and R of Eq. 6 at the evaluated steps: H of the step's rollout, R of the policy after its update."""

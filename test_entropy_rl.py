@@ -1522,7 +1522,8 @@ def synthetic(folder, points, **changes):
               "quadrant_cov": [0.5, -0.25, -0.25, 0.5], **{f"cov_top_{p:g}": 50.0 - p for p in er.COV_TOP}}
     rows = []
     for step, (entropy, accuracy) in enumerate(points):
-        row = {"step": step, "entropy": entropy, "response_length": 9.0, "seconds": 1.0, "eval_avg": accuracy}
+        row = {"step": step, "entropy": entropy, "response_length": 9.0, "seconds": 1.0, "eval_avg": accuracy,
+               "eval_pass": accuracy and 1 - accuracy}
         rows.append({**row, **update} if step else row)
     folder.mkdir(parents=True)
     config = {"method": "grpo", "model": "m", "data": "d", "seed": 0, **changes}
@@ -1598,10 +1599,11 @@ def test_table_of_replicates(cli, tmp_path):
     """Means and standard errors over seeds, and differences in pairs, by hand."""
     runs = with_seeds(tmp_path, "grpo", [0.2, 0.4, 0.6]) + with_seeds(tmp_path, "kl_cov", [0.3, 0.7])
     out = cli(report=runs)[1]
-    assert re.search(r"before +1.000 ± 0.000 +9.000 ± 0.000 +0.500 ± 0.000 +- ", out)
+    assert re.search(r"before +1.000 ± 0.000 +9.000 ± 0.000 +0.500 ± 0.000 +0.500 ± 0.000 +- ", out)
     assert re.search(r"grpo +0.500 ± 0.000 +9.000 ± 0.000 +0.400 ± 0.115 ", out)
     assert re.search(r"kl_cov +0.500 ± 0.000 +9.000 ± 0.000 +0.500 ± 0.200 ", out)
-    assert re.search(r"kl_cov: avg@k less grpo's.*: 0.2000 ± 0.1000 \(2 ", out)
+    assert re.search(r"kl_cov: avg@k less grpo's.*: 0.2000 ± 0.1000 \(positive on 2 of 2", out)
+    assert re.search(r"kl_cov: pass@k less grpo's.*: -0.2000 ± 0.1000 \(positive on 0 of 2", out)
     assert "nan" not in out
 
 
