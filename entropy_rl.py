@@ -184,12 +184,13 @@ class Config:
         check(self.clip_cov_low < self.clip_cov_high, "--clip-cov-low must be below --clip-cov-high")
         check(not self.prompt_template or "{problem}" in self.prompt_template,
               "--prompt-template must contain {problem}")
-        check(self.compare is not None or not self.seeds, "--seeds is for --compare; one run takes --seed")
+        if self.seeds:
+            check(self.compare is not None, "--seeds is for --compare; one run takes --seed")
         built_in = {self.data, self.eval_data} <= {"arithmetic", "arithmetic-dev", ""}
         check(built_in or self.model != "tiny",
               "--data: the built-in policy reads arithmetic only; add --model")
 
-# What differs for a real model: the paper's coefficients (Sec. 4.3), sizes for one GPU.
+# What differs for a real model: the paper's coefficients (Sec. 4.1, 4.3), sizes for one GPU.
 REAL_MODEL = {
     "updates": 8,
     "micro_batch": 8,
@@ -218,7 +219,7 @@ def progress(steps, name):
 def seeded(device, *key):
     """A generator for a key such as (seed, step, "rollout"), so that a resumed run needs no random state."""
     digest = hashlib.sha256(repr(key).encode()).hexdigest()
-    return torch.Generator(device).manual_seed(int(digest[:14], 16))
+    return torch.Generator(device).manual_seed(int(digest[:14], 16))  # 56 bits, which every device takes
 
 
 # -----------------------------------------------------------------------------
@@ -273,14 +274,12 @@ def select_clip_cov(config, logprobs, old_logprobs, advantages, mask, generator=
     picks at least one token if any qualifies.
     """
     ### BEGIN SOLUTION
-    mask = mask.bool()
     covariance = token_covariance(logprobs, advantages, mask)       # [N, T]
     ratio = (logprobs.detach() - old_logprobs).exp()                # [N, T]
     inside = (covariance > config.clip_cov_low) & (covariance < config.clip_cov_high)
     candidates = inside & mask & ~stopped_by_clip(config, ratio, advantages[:, None])
-    places = candidates.flatten().nonzero().flatten()               # where they stand in N * T
-    device = generator.device if generator else None
-    order = torch.randperm(len(places), generator=generator, device=device).to(places.device)
+    places = candidates.flatten().nonzero()[:, 0]                   # where they stand among the N * T
+    order = torch.randperm(len(places), generator=generator, device=places.device)
     count = max(1, int(config.clip_cov_ratio * int(mask.sum())))
     selected = torch.zeros_like(mask).flatten()
     selected[places[order[:count]]] = True
@@ -290,7 +289,6 @@ def select_clip_cov(config, logprobs, old_logprobs, advantages, mask, generator=
 def select_kl_cov(config, logprobs, advantages, mask):
     """Eq. 13: the floor(k M) tokens of the highest covariance, at least one. [N, T] bool."""
     ### BEGIN SOLUTION
-    mask = mask.bool()
     covariance = token_covariance(logprobs, advantages, mask).masked_fill(~mask, -math.inf)
     count = max(1, int(config.kl_cov_fraction * int(mask.sum())))
     selected = torch.zeros_like(mask).flatten()
@@ -304,11 +302,12 @@ def select_tokens(config, logprobs, old_logprobs, advantages, mask, generator=No
     logprobs, old_logprobs, mask [N, T], advantages [N] -> [N, T] bool, all False for the other methods and
     for a share of 0. The entropy where each token was sampled, [N, T], is there for methods of your own.
     """
+    mask = mask.bool()
     if config.method == "clip_cov" and config.clip_cov_ratio > 0:
         return select_clip_cov(config, logprobs, old_logprobs, advantages, mask, generator)
     if config.method == "kl_cov" and config.kl_cov_fraction > 0:
         return select_kl_cov(config, logprobs, advantages, mask)
-    return torch.zeros_like(mask, dtype=torch.bool)
+    return torch.zeros_like(mask)
 
 def kl_penalty(config, log_ratio):
     """KL(pi_old || pi) of Eq. 14, estimated on each sampled token from d = log pi - log pi_old."""
@@ -329,7 +328,7 @@ def token_losses(config, logprobs, old_logprobs, advantages, selected, entropy=N
     advantages = advantages[:, None]                                # [N, 1]
     loss = -torch.minimum(ratio * advantages, clip_ratio(config, ratio) * advantages)  # Eq. 4
 
-    if config.method == "clip_cov":  # Eq. 12: no gradient through the selected tokens
+    if config.method == "clip_cov":  # Eq. 12: no gradient; their loss is 0, but they count in the mean
         return torch.where(selected, 0.0, loss)
     if config.method == "kl_cov":  # Eq. 14
         penalty = config.kl_cov_coef * kl_penalty(config, log_ratio)
@@ -361,7 +360,7 @@ def policy_loss(config, logprobs, old_logprobs, advantages, mask, generator=None
 
 @dataclass
 class EntropyLaw:
-    """Eq. 6: R = -a exp(H) + b, the accuracy R that a policy has bought with its entropy, and the fit."""
+    """Eq. 6, R = -a exp(H) + b, with fitted a and b, and how well it fits: R² and RMSE."""
 
     a: float
     b: float
@@ -391,9 +390,9 @@ def fit_entropy_law(entropy, accuracy):
     return law
     ### END SOLUTION
 
-def entropy_of(logits):
+def entropy_of(logprobs):
     """Eq. 5: H = -sum pi log pi over the last dimension, in nats; 0 log 0 is 0."""
-    logprobs = logits.log_softmax(-1).clamp(min=torch.finfo(logits.dtype).min)
+    logprobs = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
     return -(logprobs.exp() * logprobs).sum(-1)
 
 def tabular_step(logits, rewards, lr, rule):
@@ -413,8 +412,8 @@ def tabular_entropy_change(logits, rewards, lr, rule):
     """
     ### BEGIN SOLUTION
     step = tabular_step(logits, rewards, lr, rule)                  # [..., V]
-    actual = entropy_of(logits + step) - entropy_of(logits)
     logprobs = logits.log_softmax(-1)
+    actual = entropy_of((logits + step).log_softmax(-1)) - entropy_of(logprobs)
     policy = logprobs.exp()
     mean_logprob = (policy * logprobs).sum(-1, keepdim=True)
     mean_step = (policy * step).sum(-1, keepdim=True)
@@ -436,7 +435,7 @@ def check_theory():
                 actual, predicted = tabular_entropy_change(logits, rewards, lr, rule)
                 half_actual, half_predicted = tabular_entropy_change(logits, rewards, lr / 2, rule)
                 ratio = (actual - predicted).norm() / (half_actual - half_predicted).norm()
-                print(f"{number:8d} {entropy_of(logits).mean():9.4f} {actual.mean():13.3e} "
+                print(f"{number:8d} {entropy_of(logits.log_softmax(-1)).mean():9.4f} {actual.mean():13.3e} "
                       f"{predicted.mean():13.3e} {ratio:12.3f}")
             logits = logits + tabular_step(logits, rewards, lr, rule)
 
@@ -444,7 +443,7 @@ def check_theory():
 # -----------------------------------------------------------------------------
 # 4. Rollouts and log-probabilities (Sec. 2.1)
 
-LOGITS_AT_ONCE = 2 ** 24  # floats of a chunk of logits: 64 MB; malloc keeps freed blocks below 32 MB
+LOGITS_AT_ONCE = 2 ** 24  # floats in a chunk of logits: 64 MB; much smaller blocks would not be given back
 
 @dataclass
 class Rollouts:
@@ -484,7 +483,10 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     prompt_ids = left_pad(prompts, pad_token_id).to(device)                           # [P, L]
     prompt_mask = left_pad([[1] * len(ids) for ids in prompts], 0).to(device)         # [P, L]
     N = len(prompts) * group_size
-    tokens = torch.full((N, max_new_tokens), pad_token_id, device=device)             # [N, T]
+    L = prompt_ids.shape[1]
+    room = (0, max_new_tokens)                                                        # on the right
+    input_ids = pad(prompt_ids.repeat_interleave(group_size, dim=0), room, value=pad_token_id)  # [N, L+T]
+    attention_mask = pad(prompt_mask.repeat_interleave(group_size, dim=0), room)      # [N, L+T]
     logprobs = torch.zeros(N, max_new_tokens, device=device)                          # [N, T]
     entropy = torch.zeros(N, max_new_tokens, device=device)                           # [N, T]
 
@@ -494,8 +496,6 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     logits = next_token_logits(model, prompt_ids, prompt_mask, positions, cache)      # [P, V]
     cache.batch_repeat_interleave(group_size)
     logits = logits.repeat_interleave(group_size, dim=0)                              # [N, V]
-    mask = prompt_mask.repeat_interleave(group_size, dim=0)                           # [N, L]
-    positions = positions[:, -1:].repeat_interleave(group_size, dim=0)                # [N, 1]
 
     rows = torch.arange(N, device=device)  # the n responses that are not over yet
     for t in progress(range(max_new_tokens), "sampling"):
@@ -505,31 +505,26 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
             token = logits.argmax(-1)                                                 # [n]
         else:
             token = torch.multinomial(sampled_from.exp(), 1, generator=generator)[:, 0]
-        tokens[rows, t] = token
+        place = L + t
+        input_ids[rows, place] = token
+        attention_mask[rows, place] = 1
         logprobs[rows, t] = sampled_from.gather(1, token[:, None])[:, 0]
-        entropy[rows, t] = entropy_of(logits)
+        entropy[rows, t] = entropy_of(logits.log_softmax(-1))
         stay = (~torch.isin(token, stop_ids)).nonzero()[:, 0]
         if len(stay) == 0 or t == max_new_tokens - 1:
             break
         if len(stay) < len(rows):  # responses that are over leave the batch
             cache.batch_select_indices(stay)
             rows = rows[stay]
-            token = token[stay]
-            mask = mask[stay]
-            positions = positions[stay]
-        mask = pad(mask, (0, 1), value=1)                                             # [n, L+t+1]
-        positions = positions + 1
+        mask = attention_mask[rows, :place + 1]                                       # [n, L+t+1]
+        positions = mask.sum(dim=1, keepdim=True) - 1                                 # [n, 1]
+        token = input_ids[rows, place]                                                # [n]
         logits = next_token_logits(model, token[:, None], mask, positions, cache)     # [n, V]
 
-    tokens = tokens[:, :t + 1]                                                        # [N, T]
-    stopped = torch.isin(tokens, stop_ids).long()
-    stops_before = stopped.cumsum(1) - stopped                                        # [N, T]
-    response_mask = stops_before == 0
-    prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)
-    prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)
-    input_ids = torch.cat([prompt_ids, tokens], dim=1)                                # [N, L+T]
-    attention_mask = torch.cat([prompt_mask, response_mask.long()], dim=1)            # [N, L+T]
-    return Rollouts(input_ids, attention_mask, response_mask, logprobs[:, :t + 1], entropy[:, :t + 1])
+    T = t + 1  # of the longest response
+    input_ids = input_ids[:, :L + T]
+    attention_mask = attention_mask[:, :L + T]
+    return Rollouts(input_ids, attention_mask, attention_mask[:, L:].bool(), logprobs[:, :T], entropy[:, :T])
 
 def token_logprobs(hidden, targets, head, temperature, with_entropy=True):
     """log pi of each target, and the entropy there (Eq. 5), both of softmax(logits / temperature).
@@ -542,8 +537,7 @@ def token_logprobs(hidden, targets, head, temperature, with_entropy=True):
     chosen = logprobs.gather(1, targets[:, None])[:, 0]             # [M]
     if not with_entropy:
         return chosen, None
-    logprobs = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)  # 0 log 0 is 0
-    return chosen, -(logprobs.exp() * logprobs).sum(-1)
+    return chosen, entropy_of(logprobs)
     ### END SOLUTION
 
 def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0,
@@ -569,7 +563,7 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
     entropy = []
     with mixed_precision(model.device):
         hidden = model.base_model(input_ids=right_padded, use_cache=False).last_hidden_state     # [N, S, d]
-        hidden = hidden[row, prompt_length[row] + t - 1]  # where each token is predicted: [M, d]
+        hidden = hidden[row, prompt_length[row] + t - 1]  # one place before the token itself: [M, d]
         head = model.get_output_embeddings()
         size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         for part, targets_part in zip(hidden.split(size), targets.split(size)):
@@ -593,12 +587,6 @@ UPDATE_KEYS = ["updates", "skipped_updates", "loss", "grad_norm", "clip_fraction
                "cov_top_0.02", "cov_top_0.2", "cov_top_2", "cov_top_20", "cov_top_50", "selected_tokens",
                "selected_fraction", "quadrant_tokens", "quadrant_cov", "quadrant_selected", "most_selected"]
 
-def empty_update():
-    """The row of an update in which nothing was done."""
-    row = dict.fromkeys(UPDATE_KEYS)
-    row.update(updates=0, skipped_updates=0, selected_tokens=0)
-    return row
-
 def mean(values):
     """The mean of a list of numbers."""
     return sum(values) / len(values)
@@ -608,7 +596,7 @@ def mini_batches(config, rollouts, rewards, step):
     advantages [N]. Prompts whose responses are all right or all wrong are left out (Sec. 4.3)."""
     G = config.group_size
     kept = (rewards.view(-1, G).std(dim=1) > 0).nonzero()[:, 0]                       # [P'] groups
-    if len(kept) == 0:
+    if step == 0 or len(kept) == 0:
         return [], None
     members = kept[:, None] * G + torch.arange(G)                                     # [P', G] rows
     advantages = torch.zeros(len(rewards))
@@ -645,7 +633,7 @@ def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs
     for rows, old_part, selected_part in parts:
         ref_logprobs = None
         if "reference" in needs:
-            ref_logprobs = forward_mini_batch(config, reference, rollouts, rows)
+            ref_logprobs = forward_mini_batch(config, reference, rollouts, rows)  # without gradient
         logprobs, entropy = forward(config, policy.model, rollouts, rows, "entropy" in needs)
         losses = token_losses(config, logprobs, old_part, advantages[rows], selected_part, entropy,
                               ref_logprobs)
@@ -658,26 +646,26 @@ def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs
 def update(config, policy, reference, optimizer, rollouts, rewards, step):
     """The optimizer steps of one rollout (Sec. 4.3), one a mini-batch; returns what they looked like.
 
-    Two passes a mini-batch where a method selects: tokens are selected from all of it, then loss and gradient
-    are added up one micro-batch at a time, so that the size of a micro-batch changes rounding alone.
+    First log pi_old of every mini-batch. Then for each mini-batch, where a method selects, a pass without
+    gradient to select tokens from all of it, and then loss and gradient, added up over micro-batches. So the
+    size of a micro-batch changes rounding alone.
     """
     model = policy.model
-    needs = METHODS[config.method]
     mask = rollouts.response_mask
     batches, advantages = mini_batches(config, rollouts, rewards, step)
-    row = empty_update()
+    row = dict.fromkeys(UPDATE_KEYS)
+    row.update(updates=len(batches), skipped_updates=0, selected_tokens=0)
     if not batches:
         return row
-    row["updates"] = len(batches)
     old = [forward_mini_batch(config, model, rollouts, batch) for batch in batches]
     seen = {"loss": [], "grad_norm": [], "logprobs": [], "selected": []}
     for number, batch in enumerate(progress(batches, "updates")):
-        selected = torch.zeros_like(mask[batch])
-        if "selection" in needs:
+        logprobs = old[number]  # and still so before the first step
+        if number > 0 and "selection" in METHODS[config.method]:
             logprobs = forward_mini_batch(config, model, rollouts, batch)
-            generator = seeded(model.device, config.seed, step, number, "selection")
-            selected = select_tokens(config, logprobs, old[number], advantages[batch], mask[batch], generator,
-                                     rollouts.entropy[batch])
+        generator = seeded(model.device, config.seed, step, number, "selection")
+        selected = select_tokens(config, logprobs, old[number], advantages[batch], mask[batch], generator,
+                                 rollouts.entropy[batch])
         loss, logprobs = backward_mini_batch(config, policy, reference, rollouts, batch, old[number],
                                              advantages, selected)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # 1.0: the authors' code
@@ -736,7 +724,8 @@ def token_statistics(config, logprobs, old_logprobs, advantages, mask, selected)
 # 6. Training and evaluation
 
 def pass_at_k(n, c, k):
-    """The chance that one of k responses drawn from n is right, of which c are: 1 - C(n-c, k) / C(n, k)."""
+    """The chance that of k responses, drawn from n of which c are right, at least one is right:
+    1 - C(n - c, k) / C(n, k)."""
     ### BEGIN SOLUTION
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
     ### END SOLUTION
@@ -746,7 +735,7 @@ def sample_and_reward(config, policy, problems, group_size, temperature, generat
     rollouts = sample_rollouts(
         policy.model, [p["prompt_ids"] for p in problems], group_size=group_size,
         max_new_tokens=config.max_new_tokens, temperature=temperature, eos_token_ids=policy.stop_ids,
-        pad_token_id=policy.pad_id, greedy=greedy, generator=generator)
+        pad_token_id=policy.end_ids[0], greedy=greedy, generator=generator)
     T = rollouts.response_mask.shape[1]
     texts = []
     rewards = []
@@ -761,7 +750,7 @@ def sample_and_reward(config, policy, problems, group_size, temperature, generat
 def evaluate(config, policy, problems):
     """avg@k with its standard error over problems, pass@k and greedy accuracy; and a few responses to read.
 
-    The same random numbers at every evaluation of a run, so that two of them differ by the policy alone.
+    Every evaluation of a run starts from the same seed.
     """
     k = config.eval_samples
     generator = seeded(policy.model.device, config.seed, "evaluation")
@@ -823,10 +812,7 @@ def rollout_step(config, policy, reference, optimizer, problems, step):
         "zero_std_groups": int((rewards.view(-1, config.group_size).std(dim=1) == 0).sum()),
         "tokens": int(lengths.sum()),
     }
-    if step == 0:
-        row.update(empty_update())
-    else:
-        row.update(update(config, policy, reference, optimizer, rollouts, rewards, step))
+    row.update(update(config, policy, reference, optimizer, rollouts, rewards, step))
     seconds = time.perf_counter() - started
     row.update(seconds=seconds, sampling_seconds=sampling_seconds, tokens_per_second=row["tokens"] / seconds,
                peak_memory_mb=peak_memory(device))
@@ -848,6 +834,7 @@ def open_run(config):
     """The run folder's two logs, open, the first one locked, and its checkpoint (None in a new run)."""
     run = Path(config.out)
     run.mkdir(parents=True, exist_ok=True)
+    # A start that failed leaves empty files.
     used = any(path.is_dir() or path.stat().st_size > 0 for path in run.iterdir())
     begun = (run / "metrics.jsonl").exists() or (run / "checkpoint.pt").exists()
     check(not used or (config.resume and begun),
@@ -864,11 +851,12 @@ def open_run(config):
         return log, samples, None
     with user_error(f"{run}/checkpoint.pt is damaged: start again in another --out"):
         state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        saved = dict(state["config"], steps=int(state["step"]))
+        reached = int(state["step"])
+        saved = dict(state["config"])
     for name, value in saved.items():
         check(name in MAY_CHANGE or getattr(config, name, value) == value,
               f"--resume {run}: its {flag(name)} was {value}; another one would change its result")
-    check(saved["steps"] <= config.steps, f"--steps {config.steps}: {run} is at {saved['steps']} already")
+    check(reached <= config.steps, f"--steps {config.steps}: {run} is at {reached} already")
     return log, samples, state
 
 def cut_log(file, last_step):
@@ -911,7 +899,6 @@ def resume(config, policy, optimizer, log, samples, state):
     rows = cut_log(log, last_step)
     cut_log(samples, last_step)
     check(len(rows) == last_step + 1, "steps are missing in its log")
-    Path(config.out, "config.json").write_text(json.dumps(asdict(config), indent=1))
     return rows
 
 @contextmanager
@@ -919,14 +906,12 @@ def catch_interrupts():
     """A list that Ctrl-C puts something into, so that a run can finish its step. A second one stops it."""
     interrupts = []
 
-    before = signal.getsignal(signal.SIGINT)
-
     def handler(*signal_and_frame):
         print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
         interrupts.append(True)
         signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, handler)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield interrupts
     finally:
@@ -946,6 +931,7 @@ def train(config):
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         with user_error(f"metrics.jsonl, samples.jsonl or checkpoint.pt in {config.out} is damaged"):
             rows = resume(config, policy, optimizer, log, samples, state)
+        Path(config.out, "config.json").write_text(json.dumps(asdict(config), indent=1))
         if config.method == "kl_cov" and config.updates == 1:
             print("note: with --updates 1 KL-Cov cannot act, for at ratio 1 its penalty has no gradient")
         with catch_interrupts() as interrupts:
@@ -1002,6 +988,7 @@ def read_rows(source, split):
             return list(datasets.load_dataset("parquet", data_files=glob.escape(source))["train"]), True
         names = datasets.get_dataset_config_names(source)
         splits = datasets.load_dataset(source, "main" if "main" in names else names[0])
+    # The first of these that there is, else any.
     train = [name for name in ["train", "test", "validation", *splits] if name in splits][0]
     test = [name for name in ["test", "validation", "train", *splits] if name in splits][0]
     return list(splits[train if split == "train" else test]), train == test
@@ -1030,10 +1017,9 @@ def problem_text(problem):
     """What is asked, as a text; of a chat what its user says. '' for anything else."""
     if isinstance(problem, str):
         return problem.strip()
-    try:
+    with suppress(TypeError, KeyError, AttributeError):
         return "\n".join(message["content"].strip() for message in problem if message["role"] == "user")
-    except (TypeError, KeyError, AttributeError):
-        return ""
+    return ""
 
 def problem_key(problem):
     """A hash of the text. Two problems are one if they differ in blanks, or in having INSTRUCTION, alone."""
@@ -1044,10 +1030,8 @@ def problem_key(problem):
 def gold_text(value):
     """The reference answer in a cell of a data set: a text, a number or a list of one. '' for none."""
     if isinstance(value, str) and value.startswith('["'):  # as Skywork stores answers
-        try:
+        with suppress(ValueError):
             value = json.loads(value)
-        except ValueError:
-            pass
     if isinstance(value, list) and len(value) == 1:
         return gold_text(value[0])
     if isinstance(value, float) and not abs(value) < 2 ** 53:  # NaN, or a float that has lost digits
@@ -1071,8 +1055,10 @@ def usable_problems(config, policy, rows, source):
         if problem_text(problem) and answer:
             ids = policy.encode(problem, template)
             if len(ids) <= room:
+                # the templates of some models open the response's thought
+                in_thought = policy.tokenizer.decode(ids).rstrip().endswith("<think>")
                 problems[problem_key(problem)] = {"problem": problem, "answer": answer, "prompt_ids": ids,
-                                                  "in_thought": policy.leaves_thought_open(ids)}
+                                                  "in_thought": in_thought}
     columns = ", ".join(map(str, rows[0])) if rows else "none"
     check(problems, f"{source}: no row has a problem ({', '.join(QUESTION_COLUMNS)}), an answer "
                     f"({', '.join(ANSWER_COLUMNS)}) and room for --max-new-tokens; its columns: {columns}")
@@ -1117,7 +1103,6 @@ class Policy:
     end_ids: list   # tokens that end a response and are no part of its text
     stop_ids: list  # these, and the tokens that contain --stop
     stop: str
-    pad_id: int
 
     def encode(self, problem, template):
         """The token ids of a problem, a text or a chat, by the template if any, else the tokenizer's own."""
@@ -1133,14 +1118,10 @@ class Policy:
                 ids = ids[1:]
         known_ids = self.model.get_input_embeddings().weight.shape[0]
         check(ids and max(ids) < known_ids, "--model: it has no embedding for tokens of its tokenizer")
-        printable_ascii = set(string.ascii_lowercase + string.digits + string.punctuation)
-        lost = set(problem_text(problem).lower()) & (printable_ascii - set(tokenizer.decode(ids).lower()))
+        checked = set(string.ascii_lowercase + string.digits + string.punctuation)  # some know no capitals
+        lost = set(problem_text(problem).lower()) & (checked - set(tokenizer.decode(ids).lower()))
         check(not lost, f"--model: its tokenizer cannot write {' '.join(sorted(lost))}, as in a problem")
         return ids
-
-    def leaves_thought_open(self, prompt_ids):
-        """Whether the response begins inside a thought, as the templates of some models have it."""
-        return self.tokenizer.decode(prompt_ids).rstrip().endswith("<think>")
 
     def chat_text(self, problem):
         """A chat, or a text as a chat of one message, as the model's chat template writes it."""
@@ -1163,13 +1144,6 @@ class Policy:
         text = self.tokenizer.decode(ids)
         return text.split(self.stop)[0] if self.stop else text
 
-def tokens_that_end(model, tokenizer):
-    """The ids of the tokens that end a response, as tokenizer and model have them."""
-    found = set()
-    for ids in [tokenizer.eos_token_id, model.generation_config.eos_token_id]:
-        found.update(ids if isinstance(ids, list) else [ids])
-    return sorted(found - {None})
-
 def load_policy(config):
     """The policy of --model on the device: fp32, no dropout (the ratio must be 1 before an update)."""
     device = config.device
@@ -1191,16 +1165,16 @@ def load_policy(config):
     model.eval()  # and so it stays
 
     known_ids = model.get_input_embeddings().weight.shape[0]
-    end_ids = [i for i in tokens_that_end(model, tokenizer) if 0 <= i < known_ids]
+    found = set()  # what ends a response, as tokenizer and model have it: an id, a list of ids or None
+    for ids in [tokenizer.eos_token_id, model.generation_config.eos_token_id]:
+        found.update(ids if isinstance(ids, list) else [ids])
+    end_ids = sorted(found & set(range(known_ids)))
     check(end_ids, f"--model {config.model}: no token ends a response")
-    pad_id = tokenizer.pad_token_id
-    if pad_id is None or pad_id >= known_ids:
-        pad_id = end_ids[0]
     stop_ids = end_ids
     if config.stop:
         stop_ids = end_ids + [i for i in range(len(tokenizer)) if config.stop in tokenizer.decode([i])]
         check(len(stop_ids) > len(end_ids), f"--stop {config.stop!r}: no token of --model contains it")
-    policy = Policy(model, tokenizer, end_ids, stop_ids, config.stop, pad_id)
+    policy = Policy(model, tokenizer, end_ids, stop_ids, config.stop)
     check_policy(config, policy)
     model.to(device)
     return policy
@@ -1216,10 +1190,11 @@ def check_policy(config, policy):
     ids = policy.tokenizer("1+1=2 Why? ").input_ids
     with user_error(f"--model {config.model}: cannot be sampled from with a key-value cache"):
         rollouts = sample_rollouts(model, [(ids * length)[:length], ids[:3]], group_size=2, max_new_tokens=8,
-                                   temperature=1.0, eos_token_ids=policy.end_ids, pad_token_id=policy.pad_id,
-                                   generator=seeded("cpu", "check"))
+                                   temperature=1.0, eos_token_ids=policy.end_ids,
+                                   pad_token_id=policy.end_ids[0], generator=seeded("cpu", "check"))
         T = rollouts.response_mask.shape[1]
         trained, _ = response_logprobs(model, rollouts.input_ids, rollouts.attention_mask, T)
+        # Row 0 has no padding, so that the model can be called on it as it is.
         own = model(input_ids=rollouts.input_ids[:1]).logits.log_softmax(-1)[:, -T - 1:-1]        # [1, T, V]
         own = own.gather(2, rollouts.input_ids[:1, -T:, None])[:, :, 0]                           # [1, T]
         mask = rollouts.response_mask
@@ -1232,7 +1207,7 @@ def check_policy(config, policy):
 
 TRAIN_PROBLEMS = 16_384  # of some 280,000 that exist
 OPERANDS = [3, 4]        # how many one-digit numbers a problem has
-CROWD = {"brief": 0.65, "careful": 0.35, "slip": 0.2}  # shares of the writers, as in crowd_solution
+CROWD = {"brief": 0.65, "careful": 0.35, "slip": 0.2}  # shares of the writers; chance of a slip an operation
 
 def reduce_once(expression, careful=True, slip=0):
     """Do one operation modulo 10: the first `*` if careful, else the leftmost. 3+4*7 -> 3+8, else 7*7."""
@@ -1349,7 +1324,7 @@ def warm_policy(seed):
 
 
 # -----------------------------------------------------------------------------
-# 8. The verifier (Sec. 2.1)
+# 8. The verifier
 
 def extract_answer(text):
     """The final answer of a response, as "7" of "so \\boxed{7}." The content of its last \\boxed{} or
@@ -1392,12 +1367,11 @@ def gold_answer(text):
 
 # Step 1: one spelling. Words stand in "quotes", functions have a backslash, variables are single letters.
 SPELLINGS = {
-    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "√": "\\sqrt", "\\infty": "∞", "\\circ": "°", "pi": "π",
-    "π": "π", "\\sec": "{1}/\\cos", "\\csc": "{1}/\\sin", "\\cot": "{1}/\\tan", "−": "-", "\\cdot": "*",
+    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "√": "\\sqrt", "\\infty": "∞", "\\circ": "°", "π": "π",
+    "\\sec": "{1}/\\cos", "\\csc": "{1}/\\sin", "\\cot": "{1}/\\tan", "−": "-", "\\cdot": "*",
     "×": "*", "·": "*", "÷": "/", "per": "/", "**": "^", "²": "^2", "³": "^3", "infinity": "∞", "<=": "≤",
     "⩽": "≤", ">=": "≥", "\\neq": "≠", "≈": "=", "∈": "=", "is": "=", "are": "=", "∪": ",", "and": ",",
-    "or": ",", ";": ",", "\\\\": ",", "to": ":", "⟨": "(", "⟩": ")", "\\{": "{", "\\}": "}", "\\%": "%",
-    "percent": "%",
+    "or": ",", ";": ",", "\\\\": ",", "to": ":", "⟨": "(", "⟩": ")", "percent": "%",
     "\\$": '"$"', "dollars": '"$"', "in": '"inch"', "inches": '"inch"', "ft": '"feet"',
     "two": "2", "eight": "8",  # of bases
 }
@@ -1468,7 +1442,6 @@ def normalize(text):
 PYTHON = {"[": "(closed,", "]": ",closed)", "^": "**", "=": "==", "≤": "<=", "≥": ">=", "≠": "!=",
           "%": "/100", "∞": "infinity", "&": ",next,"}
 TOKEN = r"\\[a-z]+\(|[^\W\d_]\((?=\w\))|[^\W\d_](?:_\d+|_\w|_\(\w+\))?|\d+\.?\d*|\.\d+|\S"
-SCALES = (10, -20, 20)
 CONSTANTS = {"π": math.pi, "e": math.e, "i": 1j}
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
              ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos}
@@ -1492,10 +1465,10 @@ def value(tree, point):
     if isinstance(tree, ast.Name) and tree.id in CONSTANTS:
         return CONSTANTS[tree.id]
     if isinstance(tree, ast.Name):       # a variable is pseudo-random: large, negative or small
-        return Fraction(random.Random(f"{tree.id} {point}").randint(40, 99), SCALES[point])
+        return Fraction(random.Random(f"{tree.id} {point}").randint(40, 99), (10, -20, 20)[point])
     parts = [value(child, point) for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr)]
     if isinstance(tree, ast.Call):
-        return FUNCTIONS[tree.func.id](*parts[1:])
+        return FUNCTIONS[tree.func.id](*parts[1:])  # parts[0] is its name, read as a variable
     if isinstance(tree, (ast.List, ast.Tuple)):
         return parts
     if isinstance(tree, ast.Compare):
@@ -1508,15 +1481,15 @@ def value(tree, point):
     return OPERATORS[type(tree.op)](*parts)
 
 def relation(tree, sides):
-    """The value of a=b, a<b or a chain of them: the signs, and how each left - right changes from point 0, so
-    that 2x=4 is x=2. `sides` are the values at this point."""
+    """The value of a=b, a<b or a chain of them: the signs, and each left - right divided by what it is at
+    point 0, so that 2x=4 is x=2. `sides` are the values at this point."""
     starts = [value(side, 0) for side in [tree.left, *tree.comparators]]
-    changes = [type(sign) for sign in tree.ops]
+    ratios = [type(sign) for sign in tree.ops]
     for n, sign in enumerate(tree.ops):
         start = starts[n] - starts[n + 1]
         either_way = isinstance(sign, (ast.Eq, ast.NotEq))                  # a=b is b=a, a<b is not b<a
-        changes.append((sides[n] - sides[n + 1]) / (start if either_way else abs(start)))
-    return changes
+        ratios.append((sides[n] - sides[n + 1]) / (start if either_way else abs(start)))
+    return ratios
 
 def same_value(x, y):
     """Whether two values are the same: lists entry by entry, fractions exactly, others to twelve digits."""
@@ -1534,7 +1507,7 @@ def same_values(left, right):
         for point in range(3):
             xs = value(left, point)
             ys = value(right, point)
-            for y in ys:
+            for y in ys:  # as often on the left as on the right
                 count = sum(same_value(x, y) for x in xs)
                 if len(xs) != len(ys) or count != sum(same_value(x, y) for x in ys):
                     return False
@@ -1650,7 +1623,7 @@ def show_together(runs, picture):
     draw(groups, picture)
 
 def print_table(groups):
-    """The start and end of each group over its seeds, and its differences from the first one, seed by seed."""
+    """The start and the end of each group over its seeds, and its ends less the first one's, seed by seed."""
     first = list(groups)[0]
     print(f"\n{'':20}" + "".join(f"{title:>20}" for title in TABLE.values()))
     starts = [(config, rows[:1]) for config, rows in groups[first]]
@@ -1667,7 +1640,8 @@ def print_table(groups):
 def paired_differences(members, others, key):
     """The end values of a group less those of another group, for the seeds that both have."""
     theirs = {config["seed"]: at_end(rows, key) for config, rows in others}
-    return [at_end(rows, key) - theirs[config["seed"]] for config, rows in members if config["seed"] in theirs]
+    both = [(config["seed"], rows) for config, rows in members if config["seed"] in theirs]
+    return [at_end(rows, key) - theirs[seed] for seed, rows in both]
 
 def law_points(rows):
     """H and R of Eq. 6 at the evaluated steps: H of the step's rollout, R of the policy after its update."""
@@ -1703,7 +1677,7 @@ def report_law(entropy, accuracy):
     for share, name in [(0.15, "15 %"), (1 / 3, "third")]:
         first = max(3, round(share * n))
         early = fit_entropy_law(entropy[:first], accuracy[:first])
-        errors = early.predict(entropy) - torch.tensor(accuracy)
+        errors = early.predict(entropy) - torch.tensor(accuracy, dtype=torch.float64)
         rmse = errors[first:].square().mean().sqrt()
         print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE {rmse:.4f} over the rest, "
               f"{errors[-1]:+.4f} at the last")
@@ -1748,17 +1722,11 @@ def draw(groups, path):
     for number, (label, members) in enumerate(groups.items()):
         color = f"C{number}"
         logs = [rows for _, rows in members]
-
-        # Entropy and accuracy
         draw_range(axes[0], logs, "entropy", color, label)
         draw_range(axes[1], logs, "eval_avg", color, label)
-
-        # The law
         draw_law(axes[2], members, color, label)
-
-        # Covariance: its mean, and of one run also its quantiles
         draw_range(axes[3], logs, "cov_mean", color, label)
-        if alone:
+        if alone:  # Table 1's quantiles too
             for shade, percent in enumerate(COV_TOP):
                 draw_range(axes[3], logs, f"cov_top_{percent:g}", f"C{shade + 1}", f"top {percent:g} %")
 
@@ -1777,12 +1745,10 @@ def draw(groups, path):
 
 def draw_law(axis, members, color, label):
     """The points of Eq. 6, and a line through ten or more where the law is claimed."""
-    entropy = []
-    accuracy = []
-    for _, rows in members:
-        points = law_points(rows)
-        entropy += points[0]
-        accuracy += points[1]
+    rows = []
+    for _, log in members:
+        rows += log
+    entropy, accuracy = law_points(rows)
     axis.plot(entropy, accuracy, ".", color=color, alpha=0.6)
     claimed = members[0][0]["method"] in LAWFUL
     if claimed and len(set(entropy)) >= 10 and max(accuracy) > min(accuracy):
@@ -1801,20 +1767,19 @@ def draw_range(axis, logs, key, color, label):
 
 def compare(given):
     """Table 2 and Fig. 11 in small: every method on every seed; then the table and the picture."""
-    out = given.get("out", "runs")
-    seeds = dict.fromkeys(str(given.get("seeds") or given.get("seed", 0)).split(","))
+    out = given.get("out") or "runs"
+    seeds = str(given.get("seeds") or given.get("seed", 0)).split(",")
     check(all(seed.isdecimal() for seed in seeds), f"--seeds {given.get('seeds')}: give numbers, as in 0,1,2")
     check("method" not in given, "--compare takes the methods itself: --compare grpo kl_cov")
     configs = []
-    for seed in seeds:
+    for seed in dict.fromkeys(map(int, seeds)):
         for method in dict.fromkeys(given["compare"] or METHODS):
-            run = {"method": method, "seed": int(seed), "out": f"{out}/{method}-seed{seed}", "resume": True}
+            run = {"method": method, "seed": seed, "out": f"{out}/{method}-seed{seed}", "resume": True}
             configs.append(Config(**{**given, **run}))
     for number, config in enumerate(configs):
         print(f"[{number + 1}/{len(configs)}] {config.out}", flush=True)
         train(config)
-    runs = [config.out for config in configs]
-    show_together(runs, Path(out, "comparison.png"))
+    show_together([config.out for config in configs], Path(out, "comparison.png"))
 
 
 # -----------------------------------------------------------------------------
@@ -1838,7 +1803,7 @@ def parse(arguments):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for f in fields(Config):
-        if f.name in HELP_GROUPS:
+        if f.name in HELP_GROUPS:  # as the first field is
             group = parser.add_argument_group(HELP_GROUPS[f.name])
         options = {"help": f.metadata["help"].replace("%", "%%")}
         if f.default not in (None, "") and f.default is not False:
@@ -1873,7 +1838,6 @@ def run_mode(given):
         if runs is None:
             train(config)
             runs = [config.out]
-        runs = list(dict.fromkeys(runs))
         check(runs, "--report: give one or more run folders")
         for run in runs:
             report(run)
@@ -1892,7 +1856,7 @@ def main(arguments=None):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # their lines would stand before ours
     try:
         run_mode(parse(arguments))
-        print(end="", flush=True)
+        print(end="", flush=True)  # a closed pipe is noticed here
         return 0
     except KeyboardInterrupt:
         return 130

@@ -415,7 +415,7 @@ class Letters:
 
 
 def policy_of(model):
-    return er.Policy(model=model, tokenizer=Letters(), end_ids=STOPS, stop_ids=STOPS, stop="", pad_id=0)
+    return er.Policy(model=model, tokenizer=Letters(), end_ids=STOPS, stop_ids=STOPS, stop="")
 
 
 def test_response_logprobs_check_policy_accepts(sampled):
@@ -1036,7 +1036,7 @@ def reader(chat_template=None):
         patch.setattr(er, "TINY_CHARACTERS", "".join(sorted(ByteLevel.alphabet())))
         model, tokenizer = er.tiny_policy(0, width=32)
     tokenizer.chat_template = chat_template
-    return er.Policy(model, tokenizer, [1], [1], "", 0)
+    return er.Policy(model, tokenizer, [1], [1], "")
 
 
 @pytest.fixture
@@ -1619,7 +1619,7 @@ def test_compare_trains_each_run_once(cli, toys, tmp_path):
     """The named methods on each seed, from one start; stopped, it goes on."""
     out = tmp_path / "all"
     settings = {"steps": 2, "compare": "grpo kl_cov", "seeds": "0,1", "out": out}
-    with on_call("update", 6, interrupt):
+    with on_call("update", 8, interrupt):
         assert cli(**settings)[0] == 130
     assert len(os.listdir(out)) == 3
     assert cli(**settings)[0] == 0

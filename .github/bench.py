@@ -131,7 +131,7 @@ def random_policy(size):
         vocab_size=151_936, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=2, tie_word_embeddings=tied))
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return er.Policy(model, er.tiny_policy(0)[1], end_ids=[1], stop_ids=[1], stop="", pad_id=0)
+    return er.Policy(model, er.tiny_policy(0)[1], end_ids=[1], stop_ids=[1], stop="")
 
 
 def shape(size, *flags):
