@@ -1345,9 +1345,9 @@ def extract_answer(text):
         r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)",                          # \boxed 7
         r"(?m)^####(?!.*[Aa]nswer)(.*)\Z",                                      # #### Monday, as last line
         r"(?m)####([^A-Za-z#\n]*[0-9](?: [a-z]+)?[^\w#\n]*)$",                  # #### 18 eggs, on any line
-        r"(?is)\A.*answer[*_ ]*(?:is\b|:)[ :*\n]*"                               # the answer is 5, since
-        r"(?:(?:\$\$?|\\[\[(]|\\begin\{[a-z]+\*?\})\s*\n)?\s*"
-        r"(.*?)(?:\.\s|\.?\Z|\n|[,;]? (?:since|because|which) |, (?:as|so) )",
+        r"(?is)\A.*answer[*_ ]*(?:is\b|:)[ :*\n]*"                               # the last "answer is",
+        r"(?:(?:\$\$?|\\[\[(]|\\begin\{[a-z]+\*?\})\s*\n)?\s*"                # a line that opens a formula,
+        r"(.*?)(?:\.\s|\.?\Z|\n|[,;]? (?:since|because|which) |, (?:as|so) )",  # up to an end or a reason
     )
     for pattern in patterns:
         found = re.findall(pattern, text)
@@ -1551,9 +1551,9 @@ def answers_match(prediction, gold):
     for part in (NAME, UNIT):                       # one name or unit may be missing, not another one
         given = set(re.findall(part, prediction))
         asked = set(re.findall(part, gold))
-        other_base = '"base' in str(given - {'"base10"'})
-        missing = not given or not asked and not other_base
-        if len(asked) < 2 and (missing or given == asked):
+        missing = not given or not asked
+        base_too_many = not asked and '"base' in str(given - {'"base10"'})  # 52_8 is not 52
+        if len(asked) < 2 and (given == asked or missing and not base_too_many):
             prediction = re.sub(part, "", prediction)
             gold = re.sub(part, "", gold)
     return same_answer(prediction, gold)

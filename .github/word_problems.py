@@ -3,13 +3,13 @@
 operation to choose.
 
     python word_problems.py FOLDER
-    python real_model.py FOLDER/gemma --words FOLDER/words.txt gsm8k_test.jsonl math500.jsonl
-    python entropy_rl.py --method grpo --model FOLDER/gemma --data FOLDER/train.jsonl \\
+    python entropy_rl.py --method grpo --model google/gemma-3-270m --data FOLDER/train.jsonl \\
         --eval-data FOLDER/test.jsonl --prompt-template "$(cat FOLDER/prompt.txt)" --stop $'\\n'
 
 FOLDER gets train.jsonl (2,000 problems), dev.jsonl (200), test.jsonl (200), in which no problem
 stands twice, prompt.txt (worked examples, then {problem}) and words.txt (every prompt with its
-worked solution: the vocabulary that a trimmed model needs). A response ends with its line.
+worked solution: what a model whose vocabulary is trimmed must be able to write). A response ends
+with its line.
 """
 import json
 import random
