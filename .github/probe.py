@@ -91,6 +91,7 @@ def main():
             rows.append({"step": step, "entropy_change": change, "first_order": first_order,
                          "covariance": covariance.mean().item()})
             log.write(json.dumps(rows[-1]) + "\n")
+            log.flush()
     change = [row["entropy_change"] for row in rows]
     print("change of entropy on <grad H, d theta>:", correlation([row["first_order"] for row in rows], change))
     print("change of entropy on the covariance:", correlation([row["covariance"] for row in rows], change))
