@@ -1618,7 +1618,7 @@ def test_a_run_is_one_replicate(cli, tmp_path):
 def test_compare_trains_each_run_once(cli, toys, tmp_path):
     """The named methods on each seed, from one start; stopped, it goes on."""
     out = tmp_path / "all"
-    settings = {"steps": 2, "compare": "grpo kl_cov", "seeds": "0,1", "out": out}
+    settings = {"steps": 2, "compare": "grpo kl_cov", "seeds": "0,1,01", "out": out}
     with on_call("update", 8, interrupt):
         assert cli(**settings)[0] == 130
     assert len(os.listdir(out)) == 3
