@@ -127,13 +127,13 @@ class Config:
     advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)")
     clip_low: float = setting(None, "PPO clip, ratio from 1 - this (default 0.2; clip_cov 1)", low=0)
     clip_high: float = setting(None, "ratio to 1 + this (default 0.2; clip_higher 0.28; clip_cov 1)", low=0)
-    clip_cov_ratio: float = setting(0.01, "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
+    clip_cov_ratio: float = setting(0.03, "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance from this (Sec. 4.3: 1)", low=-1e9)
     clip_cov_high: float = setting(20.0, "omega_high, to this (Sec. 4.3: 5)", low=-1e9)
     kl_cov_fraction: float = setting(0.02, "k, share of the tokens penalised (Eq. 13)", low=0, high=1)
     kl_cov_coef: float = setting(2.0, "beta, weight of the penalty (Eq. 14, Fig. 12)", low=0)
     kl_estimator: str = setting("abs", "|d| (authors' code), d^2/2, e^d-1-d of d = log(pi/pi_old)")
-    entropy_coef: float = setting(0.03, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
+    entropy_coef: float = setting(0.1, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
     ref_kl_coef: float = setting(0.1, "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
 
     # Model and data
