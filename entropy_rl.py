@@ -2,7 +2,7 @@
 
     python entropy_rl.py --method kl_cov          # warm up, train, evaluate, report: minutes on a laptop
     python entropy_rl.py --compare --seeds 0,1,2  # all methods on three seeds, a table and a picture
-    python entropy_rl.py --report runs/kl_cov-seed0                # the law and the covariance, from the log
+    python entropy_rl.py --report runs/grpo-seed0                  # the law and the covariance, from the log
     python entropy_rl.py --check-theory                            # Theorems 1 and 2, in seconds
     python entropy_rl.py --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --max-new-tokens 512    # on a GPU
 
@@ -20,9 +20,10 @@ The paper is Cui et al., arXiv 2505.22617. Sec., Eq., Fig. and Table numbers are
      9  Reports                         report, draw, compare
     10  Command line                    main
 
-Shapes: P prompts, G responses a prompt, N = P G responses, L prompt tokens, T response tokens, V vocabulary,
-M tokens of a mini-batch. A mini-batch is one optimizer step, a micro-batch one forward pass.
-Left out to keep it short: several GPUs, a sampling engine, dynamic sampling, a reward model.
+Shapes: P prompts, G responses a prompt, N = P G responses (n: some of them), L prompt and T response tokens,
+V vocabulary, M the tokens under a mask. A mini-batch is one optimizer step, a micro-batch one forward pass.
+Left out to keep it short: several GPUs, a sampling engine, dynamic sampling, a reward model, and the check of
+Fig. 8 (.github/probe.py).
 Between BEGIN SOLUTION and END SOLUTION stands what students write (README, course kit).
 """
 import argparse
@@ -97,7 +98,7 @@ METHODS = {
     "kl_cov": ["selection"],
     "entropy_bonus": ["entropy"],
     "ref_kl": ["reference"],
-    "pg": [],
+    "pg": [],  # no clipping (Fig. 8; there with --updates 1)
 }
 CHOICES = {
     "method": list(METHODS),
@@ -125,8 +126,8 @@ class Config:
     # Method
     method: str = setting("kl_cov", "what the update minimises (Sec. 4)")
     advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)")
-    clip_low: float = setting(None, "PPO clip, ratio from 1 - this (default 0.2; clip_cov 1)", low=0)
-    clip_high: float = setting(None, "ratio to 1 + this (default 0.2; clip_higher 0.28; clip_cov 1)", low=0)
+    clip_low: float = setting(None, "PPO clip, ratio from 1 - this (0.2; clip_cov 1, authors' code)", low=0)
+    clip_high: float = setting(None, "ratio to 1 + this (0.2; clip_higher 0.28; clip_cov 1)", low=0)
     clip_cov_ratio: float = setting(0.03, "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
     clip_cov_low: float = setting(1.0, "omega_low, covariance from this (Sec. 4.3: 1)", low=-1e9)
     clip_cov_high: float = setting(20.0, "omega_high, to this (Sec. 4.3: 5)", low=-1e9)
@@ -247,7 +248,8 @@ def group_advantages(rewards, group_size, estimator="grpo"):
 def token_covariance(logprobs, advantages, mask):
     """Eq. 10: Cov(y_t) = (log pi(y_t) - mean log pi) * (A(y_t) - mean A), both means over the mask's tokens.
 
-    logprobs [N, T], advantages [N], mask [N, T] -> [N, T], 0 off the mask, without gradient.
+    logprobs [N, T], advantages [N], mask [N, T] -> [N, T], 0 off the mask, without gradient. The tokens are
+    those of a mini-batch, as in the paper (in the authors' code those of a micro-batch on one GPU).
     """
     ### BEGIN SOLUTION
     mask = mask.bool()
@@ -270,8 +272,8 @@ def stopped_by_clip(config, ratio, advantages):
 def select_clip_cov(config, logprobs, old_logprobs, advantages, mask, generator=None):
     """Eq. 11: floor(r M) tokens at random among those with omega_low < Cov < omega_high. [N, T] bool.
 
-    As in the authors' code, a token that the PPO clip has already stopped cannot be picked, and a positive r
-    picks at least one token if any qualifies.
+    As in the authors' code, the window is open (the paper's is closed), a token that the PPO clip has already
+    stopped cannot be picked, and a positive r picks at least one token if any qualifies.
     """
     ### BEGIN SOLUTION
     covariance = token_covariance(logprobs, advantages, mask)       # [N, T]
@@ -300,7 +302,7 @@ def select_tokens(config, logprobs, old_logprobs, advantages, mask, generator=No
     """The tokens that Clip-Cov detaches (Eq. 11) or KL-Cov penalises (Eq. 13), from a whole mini-batch.
 
     logprobs, old_logprobs, mask [N, T], advantages [N] -> [N, T] bool, all False for the other methods and
-    for a share of 0. The entropy where each token was sampled, [N, T], is there for methods of your own.
+    for a share of 0. `entropy` [N, T], of the policy that sampled, is there for selections of your own.
     """
     mask = mask.bool()
     if config.method == "clip_cov" and config.clip_cov_ratio > 0:
@@ -345,8 +347,8 @@ def policy_loss(config, logprobs, old_logprobs, advantages, mask, generator=None
                 ref_logprobs=None):
     """What one optimizer step minimises: the mean of the token losses over the mask. Scalar.
 
-    Arguments as of `select_tokens` and `token_losses`, for a whole mini-batch. `update` computes the same in
-    micro-batches.
+    Arguments as of `select_tokens` and `token_losses`, for a whole mini-batch. Training does not call it:
+    `update` computes the same in micro-batches.
     """
     ### BEGIN SOLUTION
     selected = select_tokens(config, logprobs, old_logprobs, advantages, mask, generator, entropy)
@@ -426,7 +428,7 @@ def check_theory():
     for rule, lr, name in [("pg", 0.2, "Theorem 1, vanilla policy gradient: dH = -eta Cov(log pi, pi A)"),
                            ("npg", 0.02, "Theorem 2, natural policy gradient: dH = -eta Cov(log pi, A)")]:
         print(f"\n{name}; 16 states, 10 actions, eta {lr}")
-        print("  update   entropy   measured dH  predicted dH  error(eta) / error(eta/2)")
+        print("  update   entropy   measured dH  predicted dH  error(eta) / error(eta/2), 4 expected")
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(16, 10, generator=generator, dtype=torch.float64)
         rewards = torch.rand(16, 10, generator=generator, dtype=torch.float64)
@@ -443,7 +445,7 @@ def check_theory():
 # -----------------------------------------------------------------------------
 # 4. Rollouts and log-probabilities (Sec. 2.1)
 
-LOGITS_AT_ONCE = 2 ** 24  # floats in a chunk of logits: 64 MB; much smaller blocks would not be given back
+LOGITS_AT_ONCE = 2 ** 24  # floats in a chunk of logits: 64 MB (malloc keeps freed blocks of less than 32 MB)
 
 @dataclass
 class Rollouts:
@@ -484,9 +486,9 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     prompt_mask = left_pad([[1] * len(ids) for ids in prompts], 0).to(device)         # [P, L]
     N = len(prompts) * group_size
     L = prompt_ids.shape[1]
-    room = (0, max_new_tokens)                                                        # on the right
-    input_ids = pad(prompt_ids.repeat_interleave(group_size, dim=0), room, value=pad_token_id)  # [N, L+T]
-    attention_mask = pad(prompt_mask.repeat_interleave(group_size, dim=0), room)      # [N, L+T]
+    on_the_right = (0, max_new_tokens)  # room for the responses
+    input_ids = pad(prompt_ids.repeat_interleave(group_size, dim=0), on_the_right, value=pad_token_id)
+    attention_mask = pad(prompt_mask.repeat_interleave(group_size, dim=0), on_the_right)  # both [N, L+T]
     logprobs = torch.zeros(N, max_new_tokens, device=device)                          # [N, T]
     entropy = torch.zeros(N, max_new_tokens, device=device)                           # [N, T]
 
@@ -499,16 +501,16 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
 
     rows = torch.arange(N, device=device)  # the n responses that are not over yet
     for t in progress(range(max_new_tokens), "sampling"):
-        sampled_from = (logits / temperature).log_softmax(-1)                         # [n, V]
-        check(not sampled_from.isnan().any(), "the policy's logits are not numbers: is --lr too high?")
+        log_policy = (logits / temperature).log_softmax(-1)                           # [n, V]
+        check(not log_policy.isnan().any(), "the policy's logits are not numbers: is --lr too high?")
         if greedy:
             token = logits.argmax(-1)                                                 # [n]
         else:
-            token = torch.multinomial(sampled_from.exp(), 1, generator=generator)[:, 0]
+            token = torch.multinomial(log_policy.exp(), 1, generator=generator)[:, 0]
         place = L + t
         input_ids[rows, place] = token
         attention_mask[rows, place] = 1
-        logprobs[rows, t] = sampled_from.gather(1, token[:, None])[:, 0]
+        logprobs[rows, t] = log_policy.gather(1, token[:, None])[:, 0]
         entropy[rows, t] = entropy_of(logits.log_softmax(-1))
         stay = (~torch.isin(token, stop_ids)).nonzero()[:, 0]
         if len(stay) == 0 or t == max_new_tokens - 1:
@@ -527,7 +529,7 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     return Rollouts(input_ids, attention_mask, attention_mask[:, L:].bool(), logprobs[:, :T], entropy[:, :T])
 
 def token_logprobs(hidden, targets, head, temperature, with_entropy=True):
-    """log pi of each target, and the entropy there (Eq. 5), both of softmax(logits / temperature).
+    """log pi of each target, and the entropy there, both of softmax(logits / temperature) (Eq. 5: at 1).
 
     hidden [M, d], targets [M], `head` makes logits of hidden states -> [M] and [M] (None without entropy).
     """
@@ -542,15 +544,15 @@ def token_logprobs(hidden, targets, head, temperature, with_entropy=True):
 
 def response_logprobs(model, input_ids, attention_mask, response_length, *, temperature=1.0,
                       with_entropy=True):
-    """log pi(y_t | x, y_<t) of the response tokens and the entropy there (Eq. 5): [N, T] each, with gradient.
+    """log pi(y_t | x, y_<t) of the response tokens and the entropy there: [N, T] each, with gradient.
 
     The responses are the last `response_length` columns; off the mask the results are 0. Both are of
-    softmax(logits / temperature). Logits exist for a few tokens at a time and are computed again in the
-    backward pass: at a vocabulary of 151,936 they would be most of the memory.
+    softmax(logits / temperature) (Eq. 5: at 1). Logits exist for a few tokens at a time and are computed
+    again in the backward pass: at a vocabulary of 151,936 they would be most of the memory.
     """
     T = response_length
-    # With the padding at each row's right end, where a causal model cannot see it, no mask and no positions
-    # are needed, whatever the model makes of them.
+    # With the padding at each row's right end, where a causal model cannot see it, the model sees each row as
+    # it would alone: no mask and no positions are needed.
     order = attention_mask.argsort(dim=1, descending=True, stable=True)               # [N, L+T]
     longest = int(attention_mask.sum(1).max())
     right_padded = input_ids.gather(1, order)[:, :longest]                            # [N, S]
@@ -592,8 +594,11 @@ def mean(values):
     return sum(values) / len(values)
 
 def mini_batches(config, rollouts, rewards, step):
-    """The rows of each mini-batch (whole groups, drawn at random; within it sorted by length) and the
-    advantages [N]. Prompts whose responses are all right or all wrong are left out (Sec. 4.3)."""
+    """The rows of each mini-batch (whole groups, drawn at random) and the advantages [N].
+
+    Prompts whose responses are all right or all wrong are left out (Sec. 4.3). Within a mini-batch rows of
+    like length stand together, so that a micro-batch holds little padding. Step 0 has none: it only looks.
+    """
     G = config.group_size
     kept = (rewards.view(-1, G).std(dim=1) > 0).nonzero()[:, 0]                       # [P'] groups
     if step == 0 or len(kept) == 0:
@@ -616,7 +621,7 @@ def forward(config, model, rollouts, rows, with_entropy=False):
                              with_entropy=with_entropy)
 
 @torch.no_grad()
-def forward_mini_batch(config, model, rollouts, batch):
+def forward_no_grad(config, model, rollouts, batch):
     """Log-probabilities of a mini-batch [n, T], without gradient, in the micro-batches of the update: equal
     weights give equal bits, so that before the first step every ratio is exactly 1."""
     parts = batch.split(config.micro_batch)
@@ -633,7 +638,7 @@ def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs
     for rows, old_part, selected_part in parts:
         ref_logprobs = None
         if "reference" in needs:
-            ref_logprobs = forward_mini_batch(config, reference, rollouts, rows)  # without gradient
+            ref_logprobs = forward_no_grad(config, reference, rollouts, rows)
         logprobs, entropy = forward(config, policy.model, rollouts, rows, "entropy" in needs)
         losses = token_losses(config, logprobs, old_part, advantages[rows], selected_part, entropy,
                               ref_logprobs)
@@ -657,12 +662,15 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
     row.update(updates=len(batches), skipped_updates=0, selected_tokens=0)
     if not batches:
         return row
-    old = [forward_mini_batch(config, model, rollouts, batch) for batch in batches]
-    seen = {"loss": [], "grad_norm": [], "logprobs": [], "selected": []}
+    old = [forward_no_grad(config, model, rollouts, batch) for batch in batches]
+    losses = []
+    grad_norms = []
+    all_logprobs = []
+    all_selected = []
     for number, batch in enumerate(progress(batches, "updates")):
-        logprobs = old[number]  # and still so before the first step
+        logprobs = old[number]  # as they are before the first step
         if number > 0 and "selection" in METHODS[config.method]:
-            logprobs = forward_mini_batch(config, model, rollouts, batch)
+            logprobs = forward_no_grad(config, model, rollouts, batch)
         generator = seeded(model.device, config.seed, step, number, "selection")
         selected = select_tokens(config, logprobs, old[number], advantages[batch], mask[batch], generator,
                                  rollouts.entropy[batch])
@@ -674,16 +682,16 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
         else:  # it must not reach the weights
             row["skipped_updates"] += 1
         optimizer.zero_grad()
-        seen["loss"].append(loss)
-        seen["grad_norm"].append(grad_norm)
-        seen["logprobs"].append(logprobs)
-        seen["selected"].append(selected)
+        losses.append(loss)
+        grad_norms.append(grad_norm)
+        all_logprobs.append(logprobs)
+        all_selected.append(selected)
 
     rows = torch.cat(batches)
-    selected = torch.cat(seen["selected"])
-    row.update(loss=mean(seen["loss"]), grad_norm=mean(seen["grad_norm"]))
-    logprobs = torch.cat(seen["logprobs"])
-    row.update(token_statistics(config, logprobs, torch.cat(old), advantages[rows], mask[rows], selected))
+    selected = torch.cat(all_selected)
+    row.update(loss=mean(losses), grad_norm=mean(grad_norms))
+    row.update(token_statistics(config, torch.cat(all_logprobs), torch.cat(old), advantages[rows], mask[rows],
+                                selected))
     picked = rollouts.input_ids[rows, -mask.shape[1]:][selected].tolist()
     row["most_selected"] = dict(Counter(policy.tokenizer.convert_ids_to_tokens(picked)).most_common(20))
     return row
@@ -711,9 +719,9 @@ def token_statistics(config, logprobs, old_logprobs, advantages, mask, selected)
         count = max(1, int(len(ranked) * percent / 100))
         row[f"cov_top_{percent:g}"] = ranked[:count].mean().item()
 
-    A = advantage > advantage.mean()
-    p = logprobs[mask] > logprobs[mask].mean()
-    quadrants = [A & p, A & ~p, ~A & p, ~A & ~p]
+    good = advantage > advantage.mean()                                               # A+
+    likely = logprobs[mask] > logprobs[mask].mean()                                   # p+
+    quadrants = [good & likely, good & ~likely, ~good & likely, ~good & ~likely]
     row["quadrant_tokens"] = [q.float().mean().item() for q in quadrants]
     row["quadrant_cov"] = [(covariance * q).mean().item() for q in quadrants]
     row["quadrant_selected"] = [int((selected[mask] & q).sum()) for q in quadrants]
@@ -819,7 +827,7 @@ def rollout_step(config, policy, reference, optimizer, problems, step):
     return row
 
 def peak_memory(device):
-    """MB at the peak of the process so far: the GPU's on CUDA, else the machine's."""
+    """MB at the peak of the process so far: the GPU's on CUDA, else of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
     if resource is None:
@@ -828,7 +836,7 @@ def peak_memory(device):
     return peak / 2 ** 20 if sys.platform == "darwin" else peak / 2 ** 10
 
 MAY_CHANGE = ["steps", "checkpoint_every", "out", "resume", "compare", "seeds", "report", "check_theory",
-              "eval_only"]  # what does not shape the rows of a run
+              "eval_only"]  # what does not shape the rows (but the last step's, which is always evaluated)
 
 def open_run(config):
     """The run folder's two logs, open, the first one locked, and its checkpoint (None in a new run)."""
@@ -847,6 +855,7 @@ def open_run(config):
         except BlockingIOError:
             raise UserError(f"--out {run}: another process is running there")
     if not (run / "checkpoint.pt").exists():
+        # One that was killed before its first checkpoint has logged step 0 at most.
         check(len(whole_lines(run / "metrics.jsonl")) < 2, f"--out {run}: its checkpoint.pt is missing")
         return log, samples, None
     with user_error(f"{run}/checkpoint.pt is damaged: start again in another --out"):
@@ -865,15 +874,18 @@ def cut_log(file, last_step):
     end = 0
     file.seek(0)
     for line in file:
-        if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
+        if not line.endswith(b"\n"):  # torn, when the process was killed
             break
-        rows.append(json.loads(line))
+        row = json.loads(line)
+        if row["step"] > last_step:
+            break
+        rows.append(row)
         end += len(line)
     file.truncate(end)
     return rows
 
 def append(file, row):
-    """Add a row to a log, at once. Returns it as it will be read: JSON has no NaN, so that is None."""
+    """Add a row to a log, at once. Returns it as it will be read: with None for NaN, which JSON lacks."""
     row = json.loads(json.dumps(row), parse_constant=lambda name: None)
     with user_error(f"{file.name} cannot be written; the checkpoint is whole: --resume"):
         file.write(json.dumps(row).encode() + b"\n")
@@ -884,12 +896,12 @@ def save_checkpoint(config, policy, optimizer, step):
     """Write checkpoint.pt so that there is always a whole one, whenever the process is killed."""
     path = Path(config.out, "checkpoint.pt")
     draft = path.with_suffix(".tmp")
-    with user_error(f"{path} cannot be written; an older one is whole"):
+    with user_error(f"{path} cannot be written; one that is there is whole"):
         torch.save({"step": step, "config": asdict(config), "model": policy.model.state_dict(),
                     "optimizer": optimizer.state_dict()}, draft)
         os.replace(draft, path)
 
-def resume(config, policy, optimizer, log, samples, state):
+def restore(policy, optimizer, log, samples, state):
     """Weights, optimizer and logs as they were at a checkpoint (None: the start). Returns the rows so far."""
     last_step = -1
     if state:
@@ -903,7 +915,7 @@ def resume(config, policy, optimizer, log, samples, state):
 
 @contextmanager
 def catch_interrupts():
-    """A list that Ctrl-C puts something into, so that a run can finish its step. A second one stops it."""
+    """A list, empty until Ctrl-C, so that a run can finish its step. A second Ctrl-C stops at once."""
     interrupts = []
 
     def handler(*signal_and_frame):
@@ -927,10 +939,12 @@ def train(config):
     log, samples, state = open_run(config)
     with log, samples:
         policy, problems, held_out = prepare(config)
-        reference = copy.deepcopy(policy.model) if "reference" in METHODS[config.method] else None
+        reference = None
+        if "reference" in METHODS[config.method]:  # the policy before any update, so before `restore`
+            reference = copy.deepcopy(policy.model)
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         with user_error(f"metrics.jsonl, samples.jsonl or checkpoint.pt in {config.out} is damaged"):
-            rows = resume(config, policy, optimizer, log, samples, state)
+            rows = restore(policy, optimizer, log, samples, state)
         Path(config.out, "config.json").write_text(json.dumps(asdict(config), indent=1))
         if config.method == "kl_cov" and config.updates == 1:
             print("note: with --updates 1 KL-Cov cannot act, for at ratio 1 its penalty has no gradient")
@@ -948,7 +962,7 @@ def train(config):
                 bar.set_postfix_str(shown)
                 rows.append(append(log, row))
                 check(row["skipped_updates"] < max(1, row["updates"]),
-                      f"step {step}: no loss was finite; the weights are the last good ones; lower --lr")
+                      f"step {step}: no update was finite; the weights are the last good ones; lower --lr")
                 if step % config.checkpoint_every == 0 or step == config.steps or interrupts:
                     save_checkpoint(config, policy, optimizer, step)
                 if interrupts:
@@ -1001,15 +1015,15 @@ def read_json(text):
     else:
         rows = [json.loads(line, **as_text) for line in text.split("\n") if line.strip()]
     check(all(isinstance(row, dict) for row in rows), "a row is no JSON object")
-    json.dumps(rows, ensure_ascii=False).encode()  # raises for half a character, which no tokenizer reads
+    json.dumps(rows, ensure_ascii=False).encode()  # raises for a lone surrogate, which no tokenizer reads
     return rows
 
 def column(row, names):
-    """The first of the named columns that a row has a value in, at its top or one level down; else None."""
+    """The first of the named columns that is not empty in a row, at its top or one level down; else None."""
     nested = [value for value in row.values() if isinstance(value, dict)]
     for name in names:
         for level in [row, *nested]:
-            if level.get(name) is not None:
+            if level.get(name) not in (None, ""):
                 return level[name]
     return None
 
@@ -1034,7 +1048,7 @@ def gold_text(value):
             value = json.loads(value)
     if isinstance(value, list) and len(value) == 1:
         return gold_text(value[0])
-    if isinstance(value, float) and not abs(value) < 2 ** 53:  # NaN, or a float that has lost digits
+    if isinstance(value, float) and (math.isnan(value) or abs(value) >= 2 ** 53):  # it may have lost digits
         return ""
     return "" if isinstance(value, (list, dict, type(None))) else gold_answer(str(value))
 
@@ -1068,9 +1082,11 @@ def usable_problems(config, policy, rows, source):
     return [problems[key] for key in sorted(problems)]
 
 def load_problems(config, policy, split):
-    """The problems of a split, train or test. Rows that serve as both are divided: a tenth, at most
-    --eval-problems, is held out."""
-    source = config.data if split == "train" else config.eval_data or config.data
+    """The problems of a split, train or test. Of rows that serve as both a tenth, at most --eval-problems,
+    is held out; `prepare` takes these from the training problems."""
+    source = config.data
+    if split == "test" and config.eval_data:
+        source = config.eval_data
     if source in ARITHMETIC:
         part = "train" if split == "train" else ARITHMETIC[source]
         count = TRAIN_PROBLEMS if split == "train" else config.eval_problems
@@ -1078,7 +1094,7 @@ def load_problems(config, policy, split):
     rows, shared = read_rows(source, split)
     problems = usable_problems(config, policy, rows, source)
     if split == "train":
-        return problems  # `prepare` takes out what is held out
+        return problems
     if shared and config.eval_data in ("", config.data):
         problems = problems[:max(1, len(problems) // 10)]
     return problems[:config.eval_problems]
@@ -1116,10 +1132,11 @@ class Policy:
                 ids = ids[:-1]
             if ids[:2] == [tokenizer.bos_token_id] * 2:  # the template's and the tokenizer's
                 ids = ids[1:]
-        known_ids = self.model.get_input_embeddings().weight.shape[0]
-        check(ids and max(ids) < known_ids, "--model: it has no embedding for tokens of its tokenizer")
-        checked = set(string.ascii_lowercase + string.digits + string.punctuation)  # some know no capitals
-        lost = set(problem_text(problem).lower()) & (checked - set(tokenizer.decode(ids).lower()))
+        V = self.model.get_input_embeddings().weight.shape[0]
+        check(ids and max(ids) < V, "--model: it has no embedding for tokens of its tokenizer")
+        checked = set(string.ascii_lowercase + string.digits + string.punctuation)
+        written = set(problem_text(problem).lower()) & checked  # in small letters, for some know no capitals
+        lost = written - set(tokenizer.decode(ids).lower())
         check(not lost, f"--model: its tokenizer cannot write {' '.join(sorted(lost))}, as in a problem")
         return ids
 
@@ -1130,9 +1147,10 @@ class Policy:
             chat = [{"role": "user", "content": INSTRUCTION.replace("{problem}", problem)}]
         in_parts = [{**m, "content": [{"type": "text", "text": m.get("content", "")}]} for m in chat]
         for messages in [chat, in_parts]:  # some templates take contents as lists of parts
-            with suppress(Exception):  # a template may raise anything; some drop an answer's thoughts
+            with suppress(Exception):  # a template may raise anything
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False,
                                                           add_generation_prompt=True)
+                # All that is asked must be in it; of earlier answers some templates drop the thoughts.
                 if all(m["content"].strip() in text for m in chat if m["role"] != "assistant"):
                     return text
         raise UserError("the chat template of --model does not take a problem: give a --prompt-template")
@@ -1164,11 +1182,11 @@ def load_policy(config):
         check(tokenizer("1+1=2 Why?").input_ids, "its tokenizer is missing")
     model.eval()  # and so it stays
 
-    known_ids = model.get_input_embeddings().weight.shape[0]
+    V = model.get_input_embeddings().weight.shape[0]
     found = set()  # what ends a response, as tokenizer and model have it: an id, a list of ids or None
     for ids in [tokenizer.eos_token_id, model.generation_config.eos_token_id]:
         found.update(ids if isinstance(ids, list) else [ids])
-    end_ids = sorted(found & set(range(known_ids)))
+    end_ids = sorted(found & set(range(V)))
     check(end_ids, f"--model {config.model}: no token ends a response")
     stop_ids = end_ids
     if config.stop:
@@ -1182,11 +1200,13 @@ def load_policy(config):
 @torch.no_grad()
 def check_policy(config, policy):
     """Refuse a model whose sampled or trained log-probabilities are not its own: some have no such cache,
-    some scale their logits. The texts are long enough to pass a sliding window where there is one."""
+    some scale their logits. The texts are long enough to pass a sliding window where there is one; all is in
+    fp32 on the CPU."""
     model = policy.model
     settings = model.config.get_text_config()
     room = getattr(settings, "max_position_embeddings", math.inf) - 8
-    length = int(min(room, 4 + (getattr(settings, "sliding_window", None) or 4)))
+    window = getattr(settings, "sliding_window", None) or 4
+    length = int(min(room, window + 4))
     ids = policy.tokenizer("1+1=2 Why? ").input_ids
     with user_error(f"--model {config.model}: cannot be sampled from with a key-value cache"):
         rollouts = sample_rollouts(model, [(ids * length)[:length], ids[:3]], group_size=2, max_new_tokens=8,
@@ -1298,7 +1318,7 @@ def warm_policy(seed):
     Its name has a hash of what shapes the weights.
     """
     shaping = [reduce_once, crowd_solution, arithmetic_problems, tiny_policy, imitate]
-    key = [TRAIN_PROBLEMS, OPERANDS, CROWD, torch.__version__, transformers.__version__]
+    key = [TRAIN_PROBLEMS, OPERANDS, CROWD, TINY_CHARACTERS, torch.__version__, transformers.__version__]
     key += [inspect.getsource(function) for function in shaping]
     name = f"tiny-{seed}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -1507,9 +1527,12 @@ def same_values(left, right):
         for point in range(3):
             xs = value(left, point)
             ys = value(right, point)
-            for y in ys:  # as often on the left as on the right
-                count = sum(same_value(x, y) for x in xs)
-                if len(xs) != len(ys) or count != sum(same_value(x, y) for x in ys):
+            if len(xs) != len(ys):
+                return False
+            for y in ys:
+                on_the_left = sum(same_value(x, y) for x in xs)
+                on_the_right = sum(same_value(x, y) for x in ys)
+                if on_the_left != on_the_right:
                     return False
         return True
     return False
@@ -1518,8 +1541,8 @@ def same_values(left, right):
 NAME = r"(?:^|(?<=,))(?!\\sqrt)([^\d=,+*/^-][^=,+*/^-]*(?:\^-1)?(?:\([^()]*\))?|\([^()\d]*\))="  # x=, f(2)=
 NO_UNIT = r'(?!"(?:not?|never|half|third|dozen|\w+ed|am|pm|\w*(?:hundred|thousand|illion))")'
 UNIT = rf'"[$]"|(?:%|(?:[*/]?{NO_UNIT}"[^"]+"(?:\^[1-3])?){{1,6}})(?=[^\w\\(\[{{"^|]|$)'   # "$"5, 5%, 5"cm"^2
-NUMBER = r"(?:\\mixed|[-\d./(){},])*"
-WORKED = r"[\w)}][-+*](?!10\^)|[\d)}][(\[{]"
+NUMBER = r"(?:\\mixed|[-\d./(){},])*"           # 5, -1/2, 2 1/3, a list of them
+WORKED = r"[\w)}][-+*](?!10\^)|[\d)}][(\[{]"   # 2+3, 2*3, 2(3): still to be worked out
 
 def same_answer(prediction, gold):
     """Whether two texts in our spelling mean the same."""
@@ -1531,6 +1554,21 @@ def same_answer(prediction, gold):
     if re.fullmatch(NUMBER, gold) and re.search(WORKED, prediction):        # 2+3 is not yet 5
         return False
     return same_values(prediction, gold)
+
+def same_but_for_units(prediction, gold):
+    """Whether two texts in our spelling mean the same; one may lack the other's name or unit."""
+    if same_answer(prediction, gold):
+        return True
+    for part in (NAME, UNIT):
+        given = set(re.findall(part, prediction))
+        asked = set(re.findall(part, gold))
+        differ = given and asked and given != asked
+        base_too_many = not asked and '"base' in str(given - {'"base10"'})  # 52_8 is not 52
+        if differ or base_too_many or len(asked) > 1:
+            continue                                # it stays, so it must be the same
+        prediction = re.sub(part, "", prediction)
+        gold = re.sub(part, "", gold)
+    return same_answer(prediction, gold)
 
 def answers_match(prediction, gold):
     """Whether a predicted answer means the same as the reference answer `gold`. Never raises.
@@ -1544,19 +1582,9 @@ def answers_match(prediction, gold):
     if not texts or max(len(prediction), len(gold)) > 600:
         return False
     gold = normalize(gold)
-    comma = ", " if "," in gold else ","            # 120,150 is a list only where one is asked for
-    prediction = normalize(re.sub(r"(?<=\d),[\\\s]*(?=\d)", comma, prediction))
-    if same_answer(prediction, gold):
-        return True
-    for part in (NAME, UNIT):                       # one name or unit may be missing, not another one
-        given = set(re.findall(part, prediction))
-        asked = set(re.findall(part, gold))
-        missing = not given or not asked
-        base_too_many = not asked and '"base' in str(given - {'"base10"'})  # 52_8 is not 52
-        if len(asked) < 2 and (given == asked or missing and not base_too_many):
-            prediction = re.sub(part, "", prediction)
-            gold = re.sub(part, "", gold)
-    return same_answer(prediction, gold)
+    comma = ", " if "," in gold else ","            # 120,150 may be a list where one is asked for
+    other_reading = re.sub(r"(?<=\d),[\\\s]*(?=\d)", comma, prediction)
+    return any(same_but_for_units(normalize(text), gold) for text in {prediction, other_reading})
 
 def math_reward(response, gold):
     """1.0 where the final answer of the response matches the gold answer, else 0.0."""
@@ -1568,7 +1596,7 @@ def math_reward(response, gold):
 
 LAWFUL = ["grpo", "pg"]  # the paper claims the law for runs that do not intervene
 TABLE = {"entropy": "entropy", "response_length": "length", "eval_avg": "avg@k", "eval_pass": "pass@k",
-         "eval_greedy": "greedy", "seconds": "total s"}
+         "eval_greedy": "greedy", "seconds": "s in steps"}
 
 def read_run(run):
     """The settings and the rows of a run folder."""
@@ -1623,7 +1651,7 @@ def show_together(runs, picture):
     draw(groups, picture)
 
 def print_table(groups):
-    """The start and the end of each group over its seeds, and its ends less the first one's, seed by seed."""
+    """The first group's start, each group's end over seeds, and that less the first one's, seed by seed."""
     first = list(groups)[0]
     print(f"\n{'':20}" + "".join(f"{title:>20}" for title in TABLE.values()))
     starts = [(config, rows[:1]) for config, rows in groups[first]]
@@ -1652,12 +1680,14 @@ def report(run):
     """Print what a run's log says: the law, Table 1, who was selected, two samples."""
     config, rows = read_run(run)
     print(f"\n{run}: {config['method']}, {config['model']} on {config['data']}, seed {config['seed']}")
-    updated = [row for row in rows if row.get("updates")]
+    updated = [row for row in rows if row.get("cov_mean") is not None]
     if not updated:
         print("  no update was made: it stopped early, or in every group all were right, or all were wrong")
         return
     if config["method"] in LAWFUL:
         report_law(*law_points(rows))
+    else:
+        print(f"  no law: the paper claims Eq. 6 where nothing intervenes, so here for {', '.join(LAWFUL)}")
     report_covariance(updated)
     for line in whole_lines(Path(run, "samples.jsonl"))[-2:]:
         sample = json.loads(line)
@@ -1674,12 +1704,11 @@ def report_law(entropy, accuracy):
     law = fit_entropy_law(entropy, accuracy)
     print(f"  law (Eq. 6): R = -a exp(H) + b, a {law.a:.4f}, b {law.b:.4f}, ceiling b - a {law.ceiling:.3f}; "
           f"R2 {law.r2:.3f}, RMSE {law.rmse:.4f} on {n} points")
-    for share, name in [(0.15, "15 %"), (1 / 3, "third")]:
-        first = max(3, round(share * n))
+    for first in sorted({max(3, round(0.15 * n)), round(n / 3)}):  # 15 % as in the paper, and a third
         early = fit_entropy_law(entropy[:first], accuracy[:first])
         errors = early.predict(entropy) - torch.tensor(accuracy, dtype=torch.float64)
         rmse = errors[first:].square().mean().sqrt()
-        print(f"  prediction (Fig. 5) from the first {name} ({first} points): RMSE {rmse:.4f} over the rest, "
+        print(f"  prediction (Fig. 5) from the first {first} points: RMSE {rmse:.4f} over the rest, "
               f"{errors[-1]:+.4f} at the last")
     if accuracy[-1] > accuracy[0] and entropy[-1] < entropy[0]:
         for share, name in [(1 / 12, "1/12"), (1 / 3, "1/3")]:
@@ -1689,9 +1718,9 @@ def report_law(entropy, accuracy):
             print(f"  after {name} of the run (Fig. 2): {spent:.0%} of the entropy, {gained:.0%} of the gain")
 
 def report_covariance(updated):
-    """Table 1 at the first update and over the last tenth, the quadrants, and the tokens selected most."""
+    """Table 1 in the first step and the last tenth, the quadrants, and the tokens selected most."""
     tenth = updated[-max(1, len(updated) // 10):]
-    for name, part in [("first update", updated[:1]), ("last tenth", tenth)]:
+    for name, part in [("first step", updated[:1]), ("last tenth", tenth)]:
         shown = [f"top {p:g} % {mean([row[f'cov_top_{p:g}'] for row in part]):.3f}" for p in COV_TOP]
         shown.append(f"all {mean([row['cov_mean'] for row in part]):.3f}")
         print(f"  Cov (Table 1), {name}: {', '.join(shown)}")
@@ -1799,7 +1828,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 def parse(arguments):
-    """The flags that were given, as settings; for a real model over the defaults of one."""
+    """The flags that were given, as settings; where --model is given, laid over REAL_MODEL."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for f in fields(Config):

@@ -1108,6 +1108,7 @@ def test_golds_of_a_table(read, tmp_path, values, golds):
     {"problem": "1+1?", "answer": "2"}, {"question": "1+1?", "solution": "so #### 2"},
     {"prompt": [{"role": "system", "content": "Add"}, {"role": "user", "content": "1+1?"}],
      "ground_truth": "2"},
+    {"problem": "1+1?", "answer": "", "solution": "\\boxed{2}"},
     {"prompt": "1+1?", "reward_model": {"style": "rule", "ground_truth": "2"}, "answer": None}])
 def test_columns(read, tmp_path, row):
     """Question and answer columns by any of their names, at the top or one level down; a chat."""
@@ -1262,11 +1263,11 @@ def test_warm_policies(toys, tmp_path):
     assert er.warm_policy(0) == first and same(weights_of(first), weights_of(again))
     folders = [first, er.warm_policy(1)]
     for name, value in [("crowd_solution", other_crowd), ("CROWD", {**er.CROWD, "slip": 0.3}),
-                        ("TRAIN_PROBLEMS", 65)]:
+                        ("TRAIN_PROBLEMS", 65), ("TINY_CHARACTERS", er.TINY_CHARACTERS + "!")]:
         toys.setattr(er, name, value)
         folders.append(er.warm_policy(0))
     steps.clear()  # now nothing can be trained
-    assert er.warm_policy(0) == folders[-1] and len(set(folders)) == 5
+    assert er.warm_policy(0) == folders[-1] and len(set(folders)) == 6
     weights = [weights_of(folder)["transformer.wte.weight"] for folder in folders[:2]]
     assert not torch.equal(weights[0], weights[1])
 
@@ -1559,13 +1560,14 @@ def test_report_of_a_known_law(cli, tmp_path):
 
 
 @pytest.mark.parametrize("points, method, words", [
-    (decay(9), "grpo", "no law: it needs ten"), (decay(10), "pg", "law (Eq. 6)"), (decay(12), "kl_cov", ""),
+    (decay(9), "grpo", "no law: it needs ten"), (decay(10), "pg", " law (Eq. 6)"),
+    (decay(12), "kl_cov", "no law: the paper"),
     ([(0.5, 0.1)] * 12, "grpo", "no law"), ([(h, None) for h, _ in decay(12)], "grpo", "no law")])
 def test_reports_that_have_no_law(cli, tmp_path, points, method, words):
     """No law under ten points, of one entropy, of a method that intervenes; a dash for what is not known."""
     status, out, errors = cli(report=synthetic(tmp_path / "run", points, method=method))
     assert status == 0 and not errors and "nan" not in out
-    assert words in out if words else "law" not in out.replace(str(tmp_path), "")
+    assert words in out and out.count(" law") == 1
 
 
 def test_prediction_of_a_law_that_is_broken(cli, tmp_path):
@@ -1574,8 +1576,15 @@ def test_prediction_of_a_law_that_is_broken(cli, tmp_path):
     points[-1] = (points[-1][0], points[-1][1] - 0.1)
     out = cli(report=synthetic(tmp_path / "run", points))[1]
     rmse = math.sqrt(0.01 / 8)
-    assert re.search(rf"third \(4 points\): RMSE {rmse:.4f} over the .*, \+0.1000 at the last", out)
-    assert "15 % (3 points): RMSE 0.0333" in out
+    assert re.search(rf"first 4 points: RMSE {rmse:.4f} over the .*, \+0.1000 at the last", out)
+    assert "first 3 points: RMSE 0.0333" in out
+
+
+def test_report_of_a_run_whose_loss_was_no_number(cli, tmp_path):
+    """A step of which nothing finite is known is left out of Table 1."""
+    run = synthetic(tmp_path / "run", decay(12))
+    damage(run, "metrics.jsonl", lambda old: old.replace(b'"cov_mean": 0.5', b'"cov_mean": null', 1))
+    assert cli(report=run)[0] == 0
 
 
 def test_report_of_a_killed_run_without_matplotlib(cli, toys, tmp_path):
@@ -1661,6 +1670,7 @@ SAME = [  # prediction, gold: the same answer
     (r"x \leqslant 4", r"x \le 4"), (r"\left( 1 , \frac12 \right)", "(1,0.5)"), ("(x,y) = (1,2)", "(1,2)"),
     (r"[0, +\infty)", r"[0,\infty)"), ("(2,3) U (0,1]", r"(0,1] \cup (2,3)"),
     ("(-∞,1)∪(3,∞)", r"(3,\infty)\cup(-\infty,1)"), ("1, 2, and 3", "3,2,1"), ("120,150", "120, 150"),
+    ("1,000, 2,000", "1,000, 2,000"), ("1,234 and 5", "5, 1234"), (r"\$1,200, \$300", r"\$1,200, \$300"),
     (r"\pm 3", "3,-3"), (r"x = \pm 2", "-2, 2"),
     (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
     ("(1,2)", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"), (r"i\sqrt{2}", r"\sqrt{-2}"), ("-i", r"\frac{1}{i}"),
