@@ -49,7 +49,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -106,67 +106,62 @@ CHOICES = {
     "kl_estimator": ["abs", "k2", "k3"],
 }
 
-def setting(default, help, low=None, high=1e9):
-    """A field of Config with its help and its range."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
-
 @dataclass
 class Config:
-    """Every setting of a run, and every flag. The defaults are for the built-in task; the command line puts
-    REAL_MODEL over them where --model is given."""
+    """Every setting of a run, and every flag: the comment is its help. The defaults are for the built-in
+    task; the command line puts REAL_MODEL over them where --model is given."""
 
-    # Modes
-    compare: list = setting(None, "train these methods (default: all) side by side; a table and a picture")
-    seeds: str = setting("", "seeds of --compare, as in 0,1,2; each is a replicate")
-    report: list = setting(None, "no training: law, covariance and picture of these run folders")
-    check_theory: bool = setting(False, "no training: Theorems 1 and 2 on a tabular softmax policy")
-    eval_only: bool = setting(False, "no training: evaluate --model")
-    resume: bool = setting(False, "go on from the run folder's checkpoint; give all other flags again")
+    # modes
+    compare: list = None             # train these methods (default: all) side by side; a table and a picture
+    seeds: str = ""                  # seeds of --compare, as in 0,1,2; each is a replicate
+    report: list = None              # no training: law, covariance and picture of these run folders
+    check_theory: bool = False       # no training: Theorems 1 and 2 on a tabular softmax policy
+    eval_only: bool = False          # no training: evaluate --model
+    resume: bool = False             # go on from the run folder's checkpoint; give all other flags again
 
-    # Method
-    method: str = setting("kl_cov", "what the update minimises (Sec. 4)")
-    advantage: str = setting("grpo", "advantage estimator (Eq. 3, Fig. 6)")
-    clip_low: float = setting(None, "PPO clip, ratio from 1 - this (0.2; clip_cov 1, authors' code)", low=0)
-    clip_high: float = setting(None, "ratio to 1 + this (0.2; clip_higher 0.28; clip_cov 1)", low=0)
-    clip_cov_ratio: float = setting(0.03, "r, share of the tokens detached (Eq. 11, Fig. 12)", low=0, high=1)
-    clip_cov_low: float = setting(1.0, "omega_low, covariance from this (Sec. 4.3: 1)", low=-1e9)
-    clip_cov_high: float = setting(20.0, "omega_high, to this (Sec. 4.3: 5)", low=-1e9)
-    kl_cov_fraction: float = setting(0.02, "k, share of the tokens penalised (Eq. 13)", low=0, high=1)
-    kl_cov_coef: float = setting(2.0, "beta, weight of the penalty (Eq. 14, Fig. 12)", low=0)
-    kl_estimator: str = setting("abs", "|d| (authors' code), d^2/2, e^d-1-d of d = log(pi/pi_old)")
-    entropy_coef: float = setting(0.1, "alpha of entropy_bonus (Sec. 4.1, Fig. 9)", low=0)
-    ref_kl_coef: float = setting(0.1, "beta of ref_kl (Sec. 4.1, Fig. 10)", low=0)
+    # method
+    method: str = "kl_cov"           # what the update minimises (Sec. 4)
+    advantage: str = "grpo"          # advantage estimator (Eq. 3, Fig. 6)
+    clip_low: float = None           # PPO clip, ratio from 1 - this (0.2; clip_cov 1, the authors' code)
+    clip_high: float = None          # ratio to 1 + this (0.2; clip_higher 0.28; clip_cov 1)
+    clip_cov_ratio: float = 0.03     # r, share of the tokens detached (Eq. 11, Fig. 12)
+    clip_cov_low: float = 1.0        # omega_low, covariance from this (Sec. 4.3: 1)
+    clip_cov_high: float = 20.0      # omega_high, to this (Sec. 4.3: 5)
+    kl_cov_fraction: float = 0.02    # k, share of the tokens penalised (Eq. 13)
+    kl_cov_coef: float = 2.0         # beta, weight of the penalty (Eq. 14, Fig. 12)
+    kl_estimator: str = "abs"        # |d| (authors' code), d^2/2, e^d-1-d of d = log(pi/pi_old)
+    entropy_coef: float = 0.1        # alpha of entropy_bonus (Sec. 4.1, Fig. 9)
+    ref_kl_coef: float = 0.1         # beta of ref_kl (Sec. 4.1, Fig. 10)
 
-    # Model and data
-    model: str = setting("tiny", "tiny (built in), or a Hugging Face id or folder")
-    data: str = setting("arithmetic", "arithmetic, a data set id, or a .jsonl .json .csv .parquet file")
-    eval_data: str = setting("", "held-out problems (default: the data's test split, else a tenth of it)")
-    prompt_template: str = setting("", "text with {problem} (default: arithmetic as it is, else the chat "
-                                       "template, else a sentence that asks for a box)")
-    stop: str = setting("", "a response also ends with a token that contains this text, as a line break")
+    # model and data
+    model: str = "tiny"              # tiny (built in), or a Hugging Face id or folder
+    data: str = "arithmetic"         # arithmetic, a data set id, or a .jsonl .json .csv .parquet file
+    eval_data: str = ""              # held-out problems (default: the data's test split, else a tenth of it)
+    prompt_template: str = ""        # with {problem} (default: the chat template, else it asks for a box)
+    stop: str = ""                   # a response also ends with a token that contains this, as a line break
 
-    # Training
-    steps: int = setting(200, "rollout steps", low=1)
-    prompts: int = setting(64, "prompts a rollout step (paper: 256)", low=1)
-    group_size: int = setting(8, "G, responses a prompt (Sec. 4.3)", low=2)
-    updates: int = setting(4, "mini-batches a rollout step (paper: 8)", low=1)
-    micro_batch: int = setting(32, "responses in one forward pass; changes memory, speed and rounding", low=1)
-    max_new_tokens: int = setting(48, "longest response in tokens", low=1)
-    temperature: float = setting(1.0, "of sampling and of the trained log-probabilities (Sec. 4.3)", low=1e-3)
-    lr: float = setting(1e-4, "learning rate of AdamW, constant", low=1e-12)
-    seed: int = setting(0, "of the warm policy, sampling, data order, picks: a replicate", low=0)
+    # training
+    steps: int = 200                 # rollout steps
+    prompts: int = 64                # prompts a rollout step (paper: 256)
+    group_size: int = 8              # G, responses a prompt (Sec. 4.3)
+    updates: int = 4                 # mini-batches a rollout step (paper: 8)
+    micro_batch: int = 32            # responses in one forward pass; changes memory, speed and rounding
+    max_new_tokens: int = 48         # longest response in tokens
+    temperature: float = 1.0         # of sampling and of the trained log-probabilities (Sec. 4.3)
+    lr: float = 1e-4                 # learning rate of AdamW, constant
+    seed: int = 0                    # of the warm policy, sampling, data order, picks: a replicate
 
-    # Evaluation
-    eval_every: int = setting(5, "rollout steps between evaluations; 0: never", low=0)
-    eval_problems: int = setting(256, "held-out problems", low=1, high=20_000)
-    eval_samples: int = setting(8, "k of avg@k and pass@k (paper: 32)", low=1)
-    eval_temperature: float = setting(0.6, "sampling temperature of the evaluation (Sec. 4.3)", low=1e-3)
+    # evaluation
+    eval_every: int = 5              # rollout steps between evaluations; 0: never
+    eval_problems: int = 256         # held-out problems
+    eval_samples: int = 8            # k of avg@k and pass@k (paper: 32)
+    eval_temperature: float = 0.6    # sampling temperature of the evaluation (Sec. 4.3)
 
-    # Machine
-    out: str = setting("", "run folder (default runs/METHOD-seedSEED)")
-    checkpoint_every: int = setting(1, "rollout steps between checkpoints", low=1)
-    device: str = setting("auto", "auto (cuda, else mps, else cpu), or one by name")
-    threads: int = setting(0, "CPU threads; 0: all", low=0, high=1024)
+    # machine
+    out: str = ""                    # run folder (default runs/METHOD-seedSEED)
+    checkpoint_every: int = 1        # rollout steps between checkpoints
+    device: str = "auto"             # auto (an accelerator where there is one, else cpu), or one by name
+    threads: int = 0                 # CPU threads; 0: all
 
     def __post_init__(self):
         if self.clip_low is None:
@@ -177,10 +172,11 @@ class Config:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             check(value in allowed, f"{flag(name)} {value}: choose from {', '.join(allowed)}")
-        for f in fields(self):
-            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            if low is not None:
-                check(low <= value <= high, f"{flag(f.name)} {value}: must be from {low:g} to {high:g}")
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)):
+                low = LOWEST.get(name, 0)
+                high = HIGHEST.get(name, 1e9)
+                check(low <= value <= high, f"{flag(name)} {value}: must be from {low:g} to {high:g}")
         check(self.prompts >= self.updates, f"--updates {self.updates}: more than --prompts {self.prompts}")
         check(self.clip_cov_low < self.clip_cov_high, "--clip-cov-low must be below --clip-cov-high")
         check(not self.prompt_template or "{problem}" in self.prompt_template,
@@ -190,6 +186,14 @@ class Config:
         built_in = {self.data, self.eval_data} <= {"arithmetic", "arithmetic-dev", ""}
         check(built_in or self.model != "tiny",
               "--data: the built-in policy reads arithmetic only; add --model")
+
+# Numbers are from 0 to 1e9, but for these.
+LOWEST = {
+    "steps": 1, "prompts": 1, "group_size": 2, "updates": 1, "micro_batch": 1, "max_new_tokens": 1,
+    "eval_problems": 1, "eval_samples": 1, "checkpoint_every": 1,
+    "temperature": 1e-3, "eval_temperature": 1e-3, "lr": 1e-12, "clip_cov_low": -1e9,
+}
+HIGHEST = {"clip_cov_ratio": 1, "kl_cov_fraction": 1, "eval_problems": 20_000, "threads": 1024}
 
 # What differs for a real model: the paper's coefficients (Sec. 4.1, 4.3), sizes for one GPU.
 REAL_MODEL = {
@@ -366,8 +370,8 @@ class EntropyLaw:
 
     a: float
     b: float
-    r2: float = math.nan
-    rmse: float = math.nan
+    r2: float
+    rmse: float
 
     @property
     def ceiling(self):
@@ -384,12 +388,13 @@ def fit_entropy_law(entropy, accuracy):
     x = torch.as_tensor(entropy, dtype=torch.float64).exp()
     y = torch.as_tensor(accuracy, dtype=torch.float64)
     check(len(x) > 0 and x.max() > x.min(), "the law needs points of at least two different entropies")
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
-    law = EntropyLaw(a=-slope.item(), b=(y.mean() - slope * x.mean()).item())
-    squared_error = ((y - law.predict(entropy)) ** 2).sum()
-    law.r2 = (1 - squared_error / ((y - y.mean()) ** 2).sum()).item()
-    law.rmse = (squared_error / len(y)).sqrt().item()
-    return law
+    dx = x - x.mean()
+    dy = y - y.mean()
+    slope = (dx * dy).sum() / (dx ** 2).sum()
+    squared_error = ((dy - slope * dx) ** 2).sum()
+    r2 = 1 - squared_error / (dy ** 2).sum()
+    rmse = (squared_error / len(y)).sqrt()
+    return EntropyLaw(-slope.item(), (y.mean() - slope * x.mean()).item(), r2.item(), rmse.item())
     ### END SOLUTION
 
 def entropy_of(logprobs):
@@ -457,11 +462,6 @@ class Rollouts:
     logprobs: torch.Tensor        # [N, T], of the sampled tokens as sampled
     entropy: torch.Tensor         # [N, T], Eq. 5, at temperature 1
 
-def left_pad(sequences, pad_token_id):
-    """Lists of token ids -> [P, L], the short ones padded on the left."""
-    longest = max(len(ids) for ids in sequences)
-    return torch.tensor([[pad_token_id] * (longest - len(ids)) + list(ids) for ids in sequences])
-
 def mixed_precision(device):
     """bf16 products over fp32 weights on a CUDA GPU, fp32 elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -482,8 +482,9 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
     """Sample `group_size` responses to each of P prompts (lists of token ids) with a key-value cache."""
     device = model.device
     stop_ids = torch.tensor(eos_token_ids, device=device)
-    prompt_ids = left_pad(prompts, pad_token_id).to(device)                           # [P, L]
-    prompt_mask = left_pad([[1] * len(ids) for ids in prompts], 0).to(device)         # [P, L]
+    prompts = [torch.tensor(ids, device=device) for ids in prompts]
+    prompt_ids = pad_sequence(prompts, True, pad_token_id, "left")                    # [P, L]
+    prompt_mask = pad_sequence([torch.ones_like(ids) for ids in prompts], True, 0, "left")      # [P, L]
     N = len(prompts) * group_size
     L = prompt_ids.shape[1]
     on_the_right = (0, max_new_tokens)  # room for the responses
@@ -524,9 +525,8 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
         logits = next_token_logits(model, token[:, None], mask, positions, cache)     # [n, V]
 
     T = t + 1  # of the longest response
-    input_ids = input_ids[:, :L + T]
-    attention_mask = attention_mask[:, :L + T]
-    return Rollouts(input_ids, attention_mask, attention_mask[:, L:].bool(), logprobs[:, :T], entropy[:, :T])
+    return Rollouts(input_ids[:, :L + T], attention_mask[:, :L + T], attention_mask[:, L:L + T].bool(),
+                    logprobs[:, :T], entropy[:, :T])
 
 def token_logprobs(hidden, targets, head, temperature, with_entropy=True):
     """log pi of each target, and the entropy there, both of softmax(logits / temperature) (Eq. 5: at 1).
@@ -627,26 +627,24 @@ def forward_no_grad(config, model, rollouts, batch):
     parts = batch.split(config.micro_batch)
     return torch.cat([forward(config, model, rollouts, rows)[0] for rows in parts])
 
-def backward_mini_batch(config, policy, reference, rollouts, batch, old_logprobs, advantages, selected):
-    """Loss and gradient of a mini-batch, added up over micro-batches. Returns the loss and log pi [n, T]."""
+def backward_mini_batch(config, policy, reference, rollouts, batch, old, new, advantages, selected):
+    """Loss and gradient of a mini-batch, added up over micro-batches; its log pi is kept in `new`."""
     needs = METHODS[config.method]
     mask = rollouts.response_mask
-    size = config.micro_batch
+    tokens = mask[batch].sum()
     total = 0.0
-    found = []
-    parts = zip(batch.split(size), old_logprobs.split(size), selected.split(size))
-    for rows, old_part, selected_part in parts:
+    for rows in batch.split(config.micro_batch):
         ref_logprobs = None
         if "reference" in needs:
             ref_logprobs = forward_no_grad(config, reference, rollouts, rows)
         logprobs, entropy = forward(config, policy.model, rollouts, rows, "entropy" in needs)
-        losses = token_losses(config, logprobs, old_part, advantages[rows], selected_part, entropy,
+        losses = token_losses(config, logprobs, old[rows], advantages[rows], selected[rows], entropy,
                               ref_logprobs)
-        loss = losses[mask[rows]].sum() / mask[batch].sum()
+        loss = losses[mask[rows]].sum() / tokens
         loss.backward()
         total += loss.item()
-        found.append(logprobs.detach())
-    return total, torch.cat(found)
+        new[rows] = logprobs.detach()
+    return total
 
 def update(config, policy, reference, optimizer, rollouts, rewards, step):
     """The optimizer steps of one rollout (Sec. 4.3), one a mini-batch; returns what they looked like.
@@ -662,20 +660,20 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
     row.update(updates=len(batches), skipped_updates=0, selected_tokens=0)
     if not batches:
         return row
-    old = [forward_no_grad(config, model, rollouts, batch) for batch in batches]
+    old = torch.zeros_like(rollouts.logprobs)                                         # [N, T], log pi_old
+    for batch in batches:
+        old[batch] = forward_no_grad(config, model, rollouts, batch)
+    new = old.clone()                                                                 # [N, T], log pi
+    selected = torch.zeros_like(mask)                                                 # [N, T]
     losses = []
     grad_norms = []
-    all_logprobs = []
-    all_selected = []
     for number, batch in enumerate(progress(batches, "updates")):
-        logprobs = old[number]  # as they are before the first step
-        if number > 0 and "selection" in METHODS[config.method]:
-            logprobs = forward_no_grad(config, model, rollouts, batch)
+        if number > 0 and "selection" in METHODS[config.method]:  # before the first step log pi is log pi_old
+            new[batch] = forward_no_grad(config, model, rollouts, batch)
         generator = seeded(model.device, config.seed, step, number, "selection")
-        selected = select_tokens(config, logprobs, old[number], advantages[batch], mask[batch], generator,
-                                 rollouts.entropy[batch])
-        loss, logprobs = backward_mini_batch(config, policy, reference, rollouts, batch, old[number],
-                                             advantages, selected)
+        selected[batch] = select_tokens(config, new[batch], old[batch], advantages[batch], mask[batch],
+                                        generator, rollouts.entropy[batch])
+        loss = backward_mini_batch(config, policy, reference, rollouts, batch, old, new, advantages, selected)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # 1.0: the authors' code
         if math.isfinite(loss) and math.isfinite(grad_norm):
             optimizer.step()
@@ -684,15 +682,11 @@ def update(config, policy, reference, optimizer, rollouts, rewards, step):
         optimizer.zero_grad()
         losses.append(loss)
         grad_norms.append(grad_norm)
-        all_logprobs.append(logprobs)
-        all_selected.append(selected)
 
     rows = torch.cat(batches)
-    selected = torch.cat(all_selected)
     row.update(loss=mean(losses), grad_norm=mean(grad_norms))
-    row.update(token_statistics(config, torch.cat(all_logprobs), torch.cat(old), advantages[rows], mask[rows],
-                                selected))
-    picked = rollouts.input_ids[rows, -mask.shape[1]:][selected].tolist()
+    row.update(token_statistics(config, new[rows], old[rows], advantages[rows], mask[rows], selected[rows]))
+    picked = rollouts.input_ids[rows, -mask.shape[1]:][selected[rows]].tolist()
     row["most_selected"] = dict(Counter(policy.tokenizer.convert_ids_to_tokens(picked)).most_common(20))
     return row
 
@@ -739,21 +733,20 @@ def pass_at_k(n, c, k):
     ### END SOLUTION
 
 def sample_and_reward(config, policy, problems, group_size, temperature, generator=None, greedy=False):
-    """Responses to problems: the rollouts, their rewards [N] and their texts."""
+    """Responses to problems: the rollouts, their rewards [N], and each response as in samples.jsonl."""
     rollouts = sample_rollouts(
         policy.model, [p["prompt_ids"] for p in problems], group_size=group_size,
         max_new_tokens=config.max_new_tokens, temperature=temperature, eos_token_ids=policy.stop_ids,
         pad_token_id=policy.end_ids[0], greedy=greedy, generator=generator)
     T = rollouts.response_mask.shape[1]
-    texts = []
-    rewards = []
+    samples = []
     for number, (ids, mask) in enumerate(zip(rollouts.input_ids[:, -T:], rollouts.response_mask)):
         problem = problems[number // group_size]
         thought = "<think>" if problem["in_thought"] else ""
         text = thought + policy.response_text(ids[mask].tolist())
-        texts.append(text)
-        rewards.append(math_reward(text, problem["answer"]))
-    return rollouts, torch.tensor(rewards), texts
+        samples.append({"problem": problem["problem"], "response": text, "extracted": extract_answer(text),
+                        "answer": problem["answer"], "reward": math_reward(text, problem["answer"])})
+    return rollouts, torch.tensor([sample["reward"] for sample in samples]), samples
 
 def evaluate(config, policy, problems):
     """avg@k with its standard error over problems, pass@k and greedy accuracy; and a few responses to read.
@@ -768,14 +761,11 @@ def evaluate(config, policy, problems):
     size = max(1, config.prompts * config.group_size // k)  # at once, so that memory is as in training
     for start in progress(range(0, len(problems), size), "evaluation"):
         batch = problems[start:start + size]
-        _, rewards, texts = sample_and_reward(config, policy, batch, k, config.eval_temperature, generator)
+        _, rewards, found = sample_and_reward(config, policy, batch, k, config.eval_temperature, generator)
         right += rewards.view(-1, k).sum(dim=1).int().tolist()
-        _, greedy_rewards, _ = sample_and_reward(config, policy, batch, 1, 1.0, greedy=True)
-        greedy += greedy_rewards.tolist()
-        for number, problem in enumerate(batch[:8 - len(samples)]):
-            samples.append({"problem": problem["problem"], "response": texts[number * k],
-                            "extracted": extract_answer(texts[number * k]), "answer": problem["answer"],
-                            "reward": rewards[number * k].item()})
+        samples += found[::k]
+        _, rewards, _ = sample_and_reward(config, policy, batch, 1, 1.0, greedy=True)
+        greedy += rewards.tolist()
     accuracy = torch.tensor(right, dtype=torch.float64) / k
     error = accuracy.std().item() / math.sqrt(len(accuracy)) if len(accuracy) > 1 else 0.0
     pass_at = {}
@@ -783,7 +773,7 @@ def evaluate(config, policy, problems):
         pass_at[2 ** power] = mean([pass_at_k(k, c, 2 ** power) for c in right])
     row = {"eval_avg": accuracy.mean().item(), "eval_avg_se": error, "eval_greedy": mean(greedy), "eval_k": k,
            "eval_pass": mean([pass_at_k(k, c, k) for c in right]), "eval_pass_at": pass_at}
-    return row, samples
+    return row, samples[:8]
 
 def evaluate_and_log(config, policy, problems, log, step):
     """The evaluation of a step, with its responses added to a log."""
@@ -977,7 +967,7 @@ def train(config):
 # -----------------------------------------------------------------------------
 # 7. Problems and policies
 
-INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
+INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 QUESTION_COLUMNS = ["problem", "question", "prompt"]
 ANSWER_COLUMNS = ["answer", "ground_truth", "solution"]
 TINY_CHARACTERS = "0123456789+-*=?}"  # what the built-in policy reads, beside \boxed{
@@ -1009,11 +999,11 @@ def read_rows(source, split):
 
 def read_json(text):
     """The rows of a JSON array, or of one JSON object a line."""
-    as_text = {"parse_int": str, "parse_float": str, "parse_constant": lambda name: None}
+    decode = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None).decode
     if text.lstrip().startswith("["):
-        rows = json.loads(text, **as_text)
+        rows = decode(text)
     else:
-        rows = [json.loads(line, **as_text) for line in text.split("\n") if line.strip()]
+        rows = [decode(line) for line in text.split("\n") if line.strip()]
     check(all(isinstance(row, dict) for row in rows), "a row is no JSON object")
     json.dumps(rows, ensure_ascii=False).encode()  # raises for a lone surrogate, which no tokenizer reads
     return rows
@@ -1038,7 +1028,7 @@ def problem_text(problem):
 def problem_key(problem):
     """A hash of the text. Two problems are one if they differ in blanks, or in having INSTRUCTION, alone."""
     text = " ".join(problem_text(problem).split())
-    instruction = " ".join(INSTRUCTION.replace("{problem}", "").split())
+    instruction = " ".join(INSTRUCTION.split())
     return hashlib.sha256(text.removesuffix(instruction).strip().encode()).hexdigest()
 
 def gold_text(value):
@@ -1103,10 +1093,12 @@ def prepare(config):
     """The policy, its training problems (none of them held out) and the held-out ones."""
     policy = load_policy(config)
     held_out = load_problems(config, policy, "test")
+    if config.eval_only:
+        return policy, [], held_out
     keys = {problem_key(problem["problem"]) for problem in held_out}
-    problems = [] if config.eval_only else load_problems(config, policy, "train")
+    problems = load_problems(config, policy, "train")
     problems = [problem for problem in problems if problem_key(problem["problem"]) not in keys]
-    check(config.eval_only or len(problems) >= config.prompts,
+    check(len(problems) >= config.prompts,
           f"--prompts {config.prompts}: there are only {len(problems)} training problems; lower it")
     return policy, problems, held_out
 
@@ -1126,7 +1118,7 @@ class Policy:
         if tokenizer.chat_template and not template:
             ids = tokenizer(self.chat_text(problem), add_special_tokens=False).input_ids
         else:
-            text = (template or INSTRUCTION + "\n").replace("{problem}", problem_text(problem))
+            text = (template or "{problem}" + INSTRUCTION + "\n").replace("{problem}", problem_text(problem))
             ids = tokenizer(text).input_ids
             while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end each text with it
                 ids = ids[:-1]
@@ -1144,7 +1136,7 @@ class Policy:
         """A chat, or a text as a chat of one message, as the model's chat template writes it."""
         chat = problem
         if isinstance(problem, str):
-            chat = [{"role": "user", "content": INSTRUCTION.replace("{problem}", problem)}]
+            chat = [{"role": "user", "content": problem + INSTRUCTION}]
         in_parts = [{**m, "content": [{"type": "text", "text": m.get("content", "")}]} for m in chat]
         for messages in [chat, in_parts]:  # some templates take contents as lists of parts
             with suppress(Exception):  # a template may raise anything
@@ -1157,17 +1149,14 @@ class Policy:
 
     def response_text(self, ids):
         """The text of a response, up to --stop, without the token that ends it."""
-        if ids and ids[-1] in self.end_ids:
-            ids = ids[:-1]
-        text = self.tokenizer.decode(ids)
+        text = self.tokenizer.decode([i for i in ids if i not in self.end_ids])
         return text.split(self.stop)[0] if self.stop else text
 
 def load_policy(config):
     """The policy of --model on the device: fp32, no dropout (the ratio must be 1 before an update)."""
     device = config.device
     if device == "auto":
-        device = "mps" if torch.backends.mps.is_available() else "cpu"
-        device = "cuda" if torch.cuda.is_available() else device
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     with user_error(f"--device {device} does not work"):
         torch.zeros(1, device=device).item()
     source = warm_policy(config.seed) if config.model == "tiny" else config.model
@@ -1218,10 +1207,8 @@ def check_policy(config, policy):
         own = model(input_ids=rollouts.input_ids[:1]).logits.log_softmax(-1)[:, -T - 1:-1]        # [1, T, V]
         own = own.gather(2, rollouts.input_ids[:1, -T:, None])[:, :, 0]                           # [1, T]
         mask = rollouts.response_mask
-        trained_off = (trained[:1] - own)[mask[:1]].abs().max()
-        sampled_off = (rollouts.logprobs - trained)[mask].abs().max()
-        worst = max(trained_off, sampled_off)
-        check(worst < 1e-3, f"its log-probabilities come out wrong here, by {worst:.3g}")
+        off = torch.cat([(trained[:1] - own)[mask[:1]], (rollouts.logprobs - trained)[mask]]).abs().max()
+        check(off < 1e-3, f"its log-probabilities come out wrong here, by {off:.3g}")
 
 # The built-in task: arithmetic modulo 10, as 3+4*7-2?, and a policy that an imperfect crowd has taught.
 
@@ -1814,9 +1801,6 @@ def compare(given):
 # -----------------------------------------------------------------------------
 # 10. Command line
 
-HELP_GROUPS = {"compare": "modes", "method": "method", "model": "model and data", "steps": "training",
-               "eval_every": "evaluation", "out": "machine"}  # the first setting of each
-
 def printable(text):
     """A text with line ends and control characters escaped, safe to show on a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -1827,26 +1811,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(message)
 
+# In the text of Config: a heading, or a setting and its comment.
+SETTING = r"^    (?:# (.*)|(\w+): .*?(?:  # (.*))?)$"
+
 def parse(arguments):
     """The flags that were given, as settings; where --model is given, laid over REAL_MODEL."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for f in fields(Config):
-        if f.name in HELP_GROUPS:  # as the first field is
-            group = parser.add_argument_group(HELP_GROUPS[f.name])
-        options = {"help": f.metadata["help"].replace("%", "%%")}
-        if f.default not in (None, "") and f.default is not False:
-            options["help"] += f" [{f.default}]"
-        if f.name in REAL_MODEL:
-            options["help"] += f" [real model: {REAL_MODEL[f.name]}]"
-        if f.type is bool:
+    for heading, name, comment in re.findall(SETTING, inspect.getsource(Config), re.M):
+        if heading:
+            group = parser.add_argument_group(heading)
+            continue
+        default = getattr(Config, name)
+        kind = Config.__annotations__[name]
+        options = {"help": comment.replace("%", "%%")}
+        if default not in (None, "") and default is not False:
+            options["help"] += f" [{default}]"
+        if name in REAL_MODEL:
+            options["help"] += f" [real model: {REAL_MODEL[name]}]"
+        if kind is bool:
             options["action"] = "store_true"
-        elif f.type is list:
+        elif kind is list:
             options["nargs"] = "*"
         else:
-            options["type"] = f.type
-            options["metavar"] = "|".join(CHOICES.get(f.name, [])) or None
-        group.add_argument(flag(f.name), **options)
+            options["type"] = kind
+            options["metavar"] = "|".join(CHOICES.get(name, [])) or None
+        group.add_argument(flag(name), **options)
     given = vars(parser.parse_args(arguments))
     if given.get("model", "tiny") != "tiny":
         return {**REAL_MODEL, **given}

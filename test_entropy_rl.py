@@ -1132,7 +1132,7 @@ def test_train_and_held_out_are_disjoint(read, tmp_path):
 @pytest.mark.parametrize("other", [
     lambda p: "  " + p.replace(" ", "\n\u00a0 ") + "\n",
     lambda p: [{"role": "system", "content": "Think."}, {"role": "user", "content": p + " "}],
-    lambda p: [{"role": "user", "content": er.INSTRUCTION.replace("{problem}", p)}]],
+    lambda p: [{"role": "user", "content": p + er.INSTRUCTION}]],
     ids=["blanks", "chat", "instruction"])
 def test_held_out_problems_are_never_trained_on(read, tmp_path, other):
     """Though blanks or the form of a chat differ; the other problems stay."""
@@ -1179,7 +1179,7 @@ PLAIN = "<{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}>"
 PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}="
 RAISES = PARTS.replace("part.text", "'' + part.text")  # for a text in place of parts
 CHAT = [{"role": "user", "content": "1+1?"}]
-SENTENCE = er.INSTRUCTION.replace("{problem}", "1+1?")
+SENTENCE = "1+1?" + er.INSTRUCTION
 
 
 @pytest.mark.parametrize("problem, chat_template, template, prompt", [
@@ -1224,7 +1224,8 @@ def test_thoughts(toys, opening, open_thought):
     toys.setattr(er, "math_reward", lambda response, gold: seen.append(response) or 0.0)
     toys.setattr(er, "load_policy", lambda config: policy)
     config = er.Config(max_new_tokens=4, prompt_template="{problem}" + opening, eval_only=True)
-    _, _, texts = er.sample_and_reward(config, policy, er.prepare(config)[2][:1], 2, 1.0, seeded(0))
+    _, _, samples = er.sample_and_reward(config, policy, er.prepare(config)[2][:1], 2, 1.0, seeded(0))
+    texts = [sample["response"] for sample in samples]
     assert seen == texts and all(text.startswith("<think>") == open_thought for text in texts)
 
 

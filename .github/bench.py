@@ -23,6 +23,7 @@ from statistics import median
 sys.path.append(str(Path(__file__).parent.parent))
 import torch
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import entropy_rl as er
@@ -49,6 +50,11 @@ def long_policy(folder):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def left_pad(prompts, value):
+    """Lists of token ids -> [P, L], the short ones padded on the left."""
+    return pad_sequence([torch.tensor(ids) for ids in prompts], True, value, "left")
 
 
 def prepare(model):
@@ -103,7 +109,7 @@ def generate(rounds=8, longest=128):
     with tempfile.TemporaryDirectory() as folder:
         _, policy, problems = prepare(long_policy(folder))
     prompts = [problem["prompt_ids"] for problem in problems[:64]]
-    ids = er.left_pad(prompts, 0)
+    ids = left_pad(prompts, 0)
     for seed in range(rounds):
         start = time.perf_counter()
         er.sample_rollouts(policy.model, prompts, group_size=8, max_new_tokens=longest, temperature=1.0,
@@ -153,7 +159,7 @@ def memory(size, *flags):
     """The same without the time of sampling: all responses are sevens."""
 
     def sevens(model, prompts, *, group_size, max_new_tokens, **sampling):
-        prompt_ids = er.left_pad(prompts, 9).repeat_interleave(group_size, dim=0)  # [N, L]
+        prompt_ids = left_pad(prompts, 9).repeat_interleave(group_size, dim=0)  # [N, L]
         ids = pad(prompt_ids, (0, max_new_tokens), value=9).to(model.device)  # [N, L+T]
         zeros = torch.zeros(len(ids), max_new_tokens, device=model.device)  # [N, T]
         return er.Rollouts(ids, torch.ones_like(ids), zeros == 0, zeros, zeros)
