@@ -116,17 +116,17 @@ class Config:
     seeds: str = ""                  # seeds of --compare, as in 0,1,2; each is a replicate
     report: list = None              # no training: law, covariance and picture of these run folders
     check_theory: bool = False       # no training: Theorems 1 and 2 on a tabular softmax policy
-    eval_only: bool = False          # no training: evaluate --model
-    resume: bool = False             # go on from the run folder's checkpoint; give all other flags again
+    eval_only: bool = False          # no training: evaluate --model, on what --data holds out or --eval-data
+    resume: bool = False             # go on with the run in --out, if there is one; repeat all other flags
 
     # method
     method: str = "kl_cov"           # what the update minimises (Sec. 4)
     advantage: str = "grpo"          # advantage estimator (Eq. 3, Fig. 6)
-    clip_low: float = None           # PPO clip, ratio from 1 - this (0.2; clip_cov 1, the authors' code)
-    clip_high: float = None          # ratio to 1 + this (0.2; clip_higher 0.28; clip_cov 1)
+    clip_low: float = None           # PPO clip, ratio from 1 - this (0.2; clip_cov 1; kl_cov and pg: none)
+    clip_high: float = None          # ratio to 1 + this (0.2; clip_higher 0.28; clip_cov 1, as authors' code)
     clip_cov_ratio: float = 0.03     # r, share of the tokens detached (Eq. 11, Fig. 12)
-    clip_cov_low: float = 1.0        # omega_low, covariance from this (Sec. 4.3: 1)
-    clip_cov_high: float = 20.0      # omega_high, to this (Sec. 4.3: 5)
+    clip_cov_low: float = 1.0        # omega_low, covariance above this (Sec. 4.3: 1)
+    clip_cov_high: float = 20.0      # omega_high, and below this (Sec. 4.3: 5)
     kl_cov_fraction: float = 0.02    # k, share of the tokens penalised (Eq. 13)
     kl_cov_coef: float = 2.0         # beta, weight of the penalty (Eq. 14, Fig. 12)
     kl_estimator: str = "abs"        # |d| (authors' code), d^2/2, e^d-1-d of d = log(pi/pi_old)
@@ -137,8 +137,8 @@ class Config:
     model: str = "tiny"              # tiny (built in), or a Hugging Face id or folder
     data: str = "arithmetic"         # arithmetic, a data set id, or a .jsonl .json .csv .parquet file
     eval_data: str = ""              # held-out problems (default: the data's test split, else a tenth of it)
-    prompt_template: str = ""        # with {problem} (default: the chat template, else it asks for a box)
-    stop: str = ""                   # a response also ends with a token that contains this, as a line break
+    prompt_template: str = ""        # with {problem} (default: the chat template, else plain; asks for a box)
+    stop: str = ""                   # also end a response after a token that contains this, as a line break
 
     # training
     steps: int = 200                 # rollout steps
@@ -161,13 +161,15 @@ class Config:
     out: str = ""                    # run folder (default runs/METHOD-seedSEED)
     checkpoint_every: int = 1        # rollout steps between checkpoints
     device: str = "auto"             # auto (an accelerator where there is one, else cpu), or one by name
-    threads: int = 0                 # CPU threads; 0: all
+    threads: int = 0                 # CPU threads; 0: torch's default
 
     def __post_init__(self):
         if self.clip_low is None:
             self.clip_low = 1.0 if self.method == "clip_cov" else 0.2
         if self.clip_high is None:
             self.clip_high = {"clip_higher": 0.28, "clip_cov": 1.0}.get(self.method, 0.2)
+        modes = [self.compare is not None, self.report is not None, self.check_theory, self.eval_only]
+        check(sum(modes) <= 1, "--compare, --report, --check-theory, --eval-only: give one of them")
         self.out = self.out or f"runs/{self.method}-seed{self.seed}"
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
@@ -234,8 +236,8 @@ def group_advantages(rewards, group_size, estimator="grpo"):
     """Eq. 3: A = (r - mean of the group) / std of the group. rewards [N], grouped by prompt -> [N].
 
     grpo: Eq. 3 with the unbiased std + 1e-6, as in the authors' code. rloo: r minus the mean of the other
-    responses. reinforce_pp: (r - mean) / std of all rewards given here, in training those of the groups that
-    are neither all right nor all wrong (verl takes both over tokens, where a long response weighs more).
+    responses. reinforce_pp: (r - mean) / std over the whole batch, in training without the groups that are
+    all right or all wrong (verl averages over tokens, so that a long response weighs more).
     """
     ### BEGIN SOLUTION
     if estimator == "reinforce_pp":
@@ -270,7 +272,7 @@ def clip_ratio(config, ratio):
     return ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
 
 def stopped_by_clip(config, ratio, advantages):
-    """The tokens without a gradient, because the minimum in Eq. 4 takes the clipped ratio: bool."""
+    """The tokens whose minimum in Eq. 4 is the clipped term, a constant: they have no gradient. Bool."""
     return clip_ratio(config, ratio) * advantages < ratio * advantages
 
 def select_clip_cov(config, logprobs, old_logprobs, advantages, mask, generator=None):
@@ -316,7 +318,8 @@ def select_tokens(config, logprobs, old_logprobs, advantages, mask, generator=No
     return torch.zeros_like(mask)
 
 def kl_penalty(config, log_ratio):
-    """KL(pi_old || pi) of Eq. 14, estimated on each sampled token from d = log pi - log pi_old."""
+    """The penalty of Eq. 14 on each token, from d = log pi - log pi_old. k2 and k3 estimate KL(pi_old || pi);
+    the authors' |d| does not: its gradient is +-1 however small d is."""
     if config.kl_estimator == "abs":  # the authors' code
         return log_ratio.abs()
     if config.kl_estimator == "k2":
@@ -352,7 +355,7 @@ def policy_loss(config, logprobs, old_logprobs, advantages, mask, generator=None
     """What one optimizer step minimises: the mean of the token losses over the mask. Scalar.
 
     Arguments as of `select_tokens` and `token_losses`, for a whole mini-batch. Training does not call it:
-    `update` computes the same in micro-batches.
+    `update` computes the same in micro-batches (and gives `select_tokens` the entropy at sampling).
     """
     ### BEGIN SOLUTION
     selected = select_tokens(config, logprobs, old_logprobs, advantages, mask, generator, entropy)
@@ -513,10 +516,10 @@ def sample_rollouts(model, prompts, *, group_size, max_new_tokens, temperature, 
         attention_mask[rows, place] = 1
         logprobs[rows, t] = log_policy.gather(1, token[:, None])[:, 0]
         entropy[rows, t] = entropy_of(logits.log_softmax(-1))
-        stay = (~torch.isin(token, stop_ids)).nonzero()[:, 0]
+        stay = (~torch.isin(token, stop_ids)).nonzero()[:, 0]  # which of the n rows go on
         if len(stay) == 0 or t == max_new_tokens - 1:
             break
-        if len(stay) < len(rows):  # responses that are over leave the batch
+        if len(stay) < len(rows):  # the others leave the batch and the cache
             cache.batch_select_indices(stay)
             rows = rows[stay]
         mask = attention_mask[rows, :place + 1]                                       # [n, L+t+1]
@@ -565,7 +568,7 @@ def response_logprobs(model, input_ids, attention_mask, response_length, *, temp
     entropy = []
     with mixed_precision(model.device):
         hidden = model.base_model(input_ids=right_padded, use_cache=False).last_hidden_state     # [N, S, d]
-        hidden = hidden[row, prompt_length[row] + t - 1]  # one place before the token itself: [M, d]
+        hidden = hidden[row, prompt_length[row] + t - 1]  # logits stand one place before their token: [M, d]
         head = model.get_output_embeddings()
         size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         for part, targets_part in zip(hidden.split(size), targets.split(size)):
@@ -621,11 +624,11 @@ def forward(config, model, rollouts, rows, with_entropy=False):
                              with_entropy=with_entropy)
 
 @torch.no_grad()
-def forward_no_grad(config, model, rollouts, batch):
-    """Log-probabilities of a mini-batch [n, T], without gradient, in the micro-batches of the update: equal
+def forward_no_grad(config, model, rollouts, rows):
+    """Log-probabilities of some rows [n, T], without gradient, in the micro-batches of the update: equal
     weights give equal bits, so that before the first step every ratio is exactly 1."""
-    parts = batch.split(config.micro_batch)
-    return torch.cat([forward(config, model, rollouts, rows)[0] for rows in parts])
+    parts = rows.split(config.micro_batch)
+    return torch.cat([forward(config, model, rollouts, part)[0] for part in parts])
 
 def backward_mini_batch(config, policy, reference, rollouts, batch, old, new, advantages, selected):
     """Loss and gradient of a mini-batch, added up over micro-batches; its log pi is kept in `new`."""
@@ -695,7 +698,8 @@ def token_statistics(config, logprobs, old_logprobs, advantages, mask, selected)
     clipping, KL, and who was selected.
 
     Quadrants, in the order of QUADRANTS: tokens with advantage A and log-probability p above (+) or below (-)
-    the mean. Of each its share of the tokens, its part of the mean Cov, and how many were selected.
+    the mean. Of each its share of the tokens, its part of the mean Cov (the four add up to it), and how many
+    were selected.
     """
     covariance = token_covariance(logprobs, advantages, mask)[mask]                   # [M]
     advantage = advantages[:, None].expand_as(logprobs)[mask]                         # [M]
@@ -826,7 +830,7 @@ def peak_memory(device):
     return peak / 2 ** 20 if sys.platform == "darwin" else peak / 2 ** 10
 
 MAY_CHANGE = ["steps", "checkpoint_every", "out", "resume", "compare", "seeds", "report", "check_theory",
-              "eval_only"]  # what does not shape the rows (but the last step's, which is always evaluated)
+              "eval_only"]  # what does not shape the rows (but that the last step is evaluated too)
 
 def open_run(config):
     """The run folder's two logs, open, the first one locked, and its checkpoint (None in a new run)."""
@@ -952,7 +956,7 @@ def train(config):
                 bar.set_postfix_str(shown)
                 rows.append(append(log, row))
                 check(row["skipped_updates"] < max(1, row["updates"]),
-                      f"step {step}: no update was finite; the weights are the last good ones; lower --lr")
+                      f"step {step}: no update was finite; start again in another --out with a lower --lr")
                 if step % config.checkpoint_every == 0 or step == config.steps or interrupts:
                     save_checkpoint(config, policy, optimizer, step)
                 if interrupts:
@@ -974,7 +978,7 @@ TINY_CHARACTERS = "0123456789+-*=?}"  # what the built-in policy reads, beside \
 ARITHMETIC = {"arithmetic": "test", "arithmetic-dev": "dev"}  # the built-in data, and what each holds out
 
 def read_rows(source, split):
-    """The rows of a data file or hub data set, as dicts, and whether training and evaluation share them.
+    """The rows of a data file or hub data set, as dicts, and whether it has but one split, to be divided.
 
     Numbers in JSON and CSV stay the text that stands in the file: as floats they would lose digits.
     """
@@ -1068,7 +1072,7 @@ def usable_problems(config, policy, rows, source):
                     f"({', '.join(ANSWER_COLUMNS)}) and room for --max-new-tokens; its columns: {columns}")
     if len(problems) < len(rows):
         print(f"{source}: {len(rows) - len(problems)} of {len(rows)} rows left out: no answer, repeated, or "
-              f"longer than the {room} tokens that the model has beside --max-new-tokens", file=sys.stderr)
+              f"too long for the model beside --max-new-tokens", file=sys.stderr)
     return [problems[key] for key in sorted(problems)]
 
 def load_problems(config, policy, split):
@@ -1127,8 +1131,8 @@ class Policy:
         V = self.model.get_input_embeddings().weight.shape[0]
         check(ids and max(ids) < V, "--model: it has no embedding for tokens of its tokenizer")
         checked = set(string.ascii_lowercase + string.digits + string.punctuation)
-        written = set(problem_text(problem).lower()) & checked  # in small letters, for some know no capitals
-        lost = written - set(tokenizer.decode(ids).lower())
+        asked = set(problem_text(problem).lower()) & checked  # in small letters, for some know no capitals
+        lost = asked - set(tokenizer.decode(ids).lower())
         check(not lost, f"--model: its tokenizer cannot write {' '.join(sorted(lost))}, as in a problem")
         return ids
 
@@ -1188,9 +1192,9 @@ def load_policy(config):
 
 @torch.no_grad()
 def check_policy(config, policy):
-    """Refuse a model whose sampled or trained log-probabilities are not its own: some have no such cache,
-    some scale their logits. The texts are long enough to pass a sliding window where there is one; all is in
-    fp32 on the CPU."""
+    """Refuse a model unless three log-probabilities agree: as sampled with the cache, of response_logprobs,
+    and the model's own (some have no such cache, some scale their logits after the head). The texts are long
+    enough to pass a sliding window where there is one; all in fp32 on the CPU."""
     model = policy.model
     settings = model.config.get_text_config()
     room = getattr(settings, "max_position_embeddings", math.inf) - 8
@@ -1203,8 +1207,8 @@ def check_policy(config, policy):
                                    pad_token_id=policy.end_ids[0], generator=seeded("cpu", "check"))
         T = rollouts.response_mask.shape[1]
         trained, _ = response_logprobs(model, rollouts.input_ids, rollouts.attention_mask, T)
-        # Row 0 has no padding, so that the model can be called on it as it is.
-        own = model(input_ids=rollouts.input_ids[:1]).logits.log_softmax(-1)[:, -T - 1:-1]        # [1, T, V]
+        # Row 0 has no padding before its response, so that the model can be called on it as it is.
+        own = model(input_ids=rollouts.input_ids[:1]).logits[:, -T - 1:-1].log_softmax(-1)        # [1, T, V]
         own = own.gather(2, rollouts.input_ids[:1, -T:, None])[:, :, 0]                           # [1, T]
         mask = rollouts.response_mask
         off = torch.cat([(trained[:1] - own)[mask[:1]], (rollouts.logprobs - trained)[mask]]).abs().max()
@@ -1214,7 +1218,8 @@ def check_policy(config, policy):
 
 TRAIN_PROBLEMS = 16_384  # of some 280,000 that exist
 OPERANDS = [3, 4]        # how many one-digit numbers a problem has
-CROWD = {"brief": 0.65, "careful": 0.35, "slip": 0.2}  # shares of the writers; chance of a slip an operation
+# Shares of the writers ("brief" at the end of the warm-up), and the chance of a slip in an operation.
+CROWD = {"brief": 0.65, "careful": 0.35, "slip": 0.2}
 
 def reduce_once(expression, careful=True, slip=0):
     """Do one operation modulo 10: the first `*` if careful, else the leftmost. 3+4*7 -> 3+8, else 7*7."""
@@ -1350,7 +1355,7 @@ def extract_answer(text):
                 return text[start:start + brace.start()].strip()
     patterns = (
         r"\\(?:boxed|fbox)(?![A-Za-z])\s*([^\s${}]+)",                          # \boxed 7
-        r"(?m)^####(?!.*[Aa]nswer)(.*)\Z",                                      # #### Monday, as last line
+        r"(?m)^####(?!.*[Aa]nswer)(.*)\Z",                                      # #### Monday, the last line
         r"(?m)####([^A-Za-z#\n]*[0-9](?: [a-z]+)?[^\w#\n]*)$",                  # #### 18 eggs, on any line
         r"(?is)\A.*answer[*_ ]*(?:is\b|:)[ :*\n]*"                               # the last "answer is",
         r"(?:(?:\$\$?|\\[\[(]|\\begin\{[a-z]+\*?\})\s*\n)?\s*"                # a line that opens a formula,
@@ -1415,7 +1420,7 @@ RULES = [
     (r"√ ?(\d+)", r"\\sqrt{\1}"),                                            # √10 -> \sqrt{10}
     (r"\\?[A-Za-z]+|\\.|[<>]=|\*\*|[^\sA-Za-z0-9_]", spell),                # Hours -> "hour"
     (r"(?<![\w.,^])([1-9]\d?\d?)[, ](\d{3})(?:[, ](\d{3}))?(?:[, ](\d{3}))?(?!\d|,\d|[^(\[]*[)\]])",
-     r"\1\2\3\4"),                                                          # 1,234,567 -> 1234567
+     r"\1\2\3\4"),                                       # 1,234,567 -> 1234567; not in brackets, nor 1,2345
     (r"\\log ?_ ?(\w|\{[^{}]*\})", r"(1/\\ln\1)\\ln "),                     # \log_2x -> {1/\ln2}\ln x
     (r"\s+(?!\d)|(?<!\d)\s+", ""),                                          # 2 x, 2 1/3 -> 2x,2 1/3
     (r"(?<![\w.{])0+(?=\d)", ""),                                           # 007 -> 7
@@ -1475,7 +1480,7 @@ def value(tree, point):
         return Fraction(random.Random(f"{tree.id} {point}").randint(40, 99), (10, -20, 20)[point])
     parts = [value(child, point) for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr)]
     if isinstance(tree, ast.Call):
-        return FUNCTIONS[tree.func.id](*parts[1:])  # parts[0] is its name, read as a variable
+        return FUNCTIONS[tree.func.id](*parts[1:])  # parts[0], its name read as a variable, is not used
     if isinstance(tree, (ast.List, ast.Tuple)):
         return parts
     if isinstance(tree, ast.Compare):
@@ -1488,8 +1493,9 @@ def value(tree, point):
     return OPERATORS[type(tree.op)](*parts)
 
 def relation(tree, sides):
-    """The value of a=b, a<b or a chain of them: the signs, and each left - right divided by what it is at
-    point 0, so that 2x=4 is x=2. `sides` are the values at this point."""
+    """The value of a=b, a<b or a chain of them: its signs, and each left - right divided by what it is at
+    point 0, so that equations that differ by a factor, as 2x=4 and x=2, have equal values at every point.
+    `sides` are the values at this point."""
     starts = [value(side, 0) for side in [tree.left, *tree.comparators]]
     ratios = [type(sign) for sign in tree.ops]
     for n, sign in enumerate(tree.ops):
@@ -1507,7 +1513,7 @@ def same_value(x, y):
     return x == y
 
 def same_values(left, right):
-    """Whether two texts have the same values at three points, a list in any order."""
+    """Whether two texts have the same values at three points; of lists each value as often in both."""
     with suppress(Exception):                       # a text may be anything
         left = syntax_tree(left)
         right = syntax_tree(right)
@@ -1526,7 +1532,8 @@ def same_values(left, right):
 
 # Step 3: the comparison.
 NAME = r"(?:^|(?<=,))(?!\\sqrt)([^\d=,+*/^-][^=,+*/^-]*(?:\^-1)?(?:\([^()]*\))?|\([^()\d]*\))="  # x=, f(2)=
-NO_UNIT = r'(?!"(?:not?|never|half|third|dozen|\w+ed|am|pm|\w*(?:hundred|thousand|illion))")'
+NO_UNIT = (r'(?!"(?:not?|never|more|le|fewer|negative|factorial|root|half|third|quarter|dozen|\w+ed|am|pm|'
+           r'\w*(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|illion)(?:th)?)")')  # "le" is less
 UNIT = rf'"[$]"|(?:%|(?:[*/]?{NO_UNIT}"[^"]+"(?:\^[1-3])?){{1,6}})(?=[^\w\\(\[{{"^|]|$)'   # "$"5, 5%, 5"cm"^2
 NUMBER = r"(?:\\mixed|[-\d./(){},])*"           # 5, -1/2, 2 1/3, a list of them
 WORKED = r"[\w)}][-+*](?!10\^)|[\d)}][(\[{]"   # 2+3, 2*3, 2(3): still to be worked out
@@ -1552,7 +1559,7 @@ def same_but_for_units(prediction, gold):
         differ = given and asked and given != asked
         base_too_many = not asked and '"base' in str(given - {'"base10"'})  # 52_8 is not 52
         if differ or base_too_many or len(asked) > 1:
-            continue                                # it stays, so it must be the same
+            continue                                # nothing is taken off, so all must agree
         prediction = re.sub(part, "", prediction)
         gold = re.sub(part, "", gold)
     return same_answer(prediction, gold)
@@ -1638,7 +1645,8 @@ def show_together(runs, picture):
     draw(groups, picture)
 
 def print_table(groups):
-    """The first group's start, each group's end over seeds, and that less the first one's, seed by seed."""
+    """A row before training (the first group's) and one at each group's end, mean ± error over seeds; then
+    each group's end less the first group's, paired by seed."""
     first = list(groups)[0]
     print(f"\n{'':20}" + "".join(f"{title:>20}" for title in TABLE.values()))
     starts = [(config, rows[:1]) for config, rows in groups[first]]
@@ -1686,7 +1694,7 @@ def report_law(entropy, accuracy):
     """The law (Eq. 6), its prediction (Fig. 5), and how early the entropy is spent (Fig. 2)."""
     n = len(entropy)
     if n < 10 or len(set(entropy[:3])) < 2:
-        print(f"  no law: it needs ten evaluations of different entropy, here are {n} (see --eval-every)")
+        print(f"  no law: it needs ten evaluations, of different entropies; here are {n} (see --eval-every)")
         return
     law = fit_entropy_law(entropy, accuracy)
     print(f"  law (Eq. 6): R = -a exp(H) + b, a {law.a:.4f}, b {law.b:.4f}, ceiling b - a {law.ceiling:.3f}; "
@@ -1712,12 +1720,12 @@ def report_covariance(updated):
         shown.append(f"all {mean([row['cov_mean'] for row in part]):.3f}")
         print(f"  Cov (Table 1), {name}: {', '.join(shown)}")
     selected = sum(row["selected_tokens"] for row in updated)
-    print("  advantage A, probability p above (+) or below (-) the mean".ljust(62) + "   ".join(QUADRANTS))
+    print(f"  {'advantage A, log-probability p above (+) or below (-) the mean':66}" + "   ".join(QUADRANTS))
     for name, key, total in [("share of the tokens", "quadrant_tokens", len(updated)),
                              ("part of the mean Cov", "quadrant_cov", len(updated)),
                              ("share of the selected", "quadrant_selected", max(1, selected))]:
         values = [sum(row[key][q] for row in updated) / total for q in range(4)]
-        print(f"    {name:56}" + "".join(f"{value:8.3f}" for value in values))
+        print(f"    {name:60}" + "".join(f"{value:8.3f}" for value in values))
     most = Counter()
     for row in updated:
         most.update(row["most_selected"])
@@ -1751,7 +1759,7 @@ def draw(groups, path):
     axes[2].set(title="The law R = -a exp(H) + b (Eq. 6)", xlabel="entropy (nats per token)", ylabel="avg@k")
     axes[3].set(title="Covariance (Eq. 10)", xlabel="rollout step", ylabel="mean Cov")
     if alone:
-        axes[3].set_yscale("log")
+        axes[3].set_yscale("symlog", linthresh=0.01)  # nearly a logarithm, but a mean Cov may be negative
     for axis in axes:
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
@@ -1791,7 +1799,7 @@ def compare(given):
     for seed in dict.fromkeys(map(int, seeds)):
         for method in dict.fromkeys(given["compare"] or METHODS):
             run = {"method": method, "seed": seed, "out": f"{out}/{method}-seed{seed}", "resume": True}
-            configs.append(Config(**{**given, **run}))
+            configs.append(Config(**{**given, **run}))  # what is done or begun already is not done again
     for number, config in enumerate(configs):
         print(f"[{number + 1}/{len(configs)}] {config.out}", flush=True)
         train(config)
