@@ -1685,7 +1685,8 @@ SAME = [  # prediction, gold: the same answer
 ]
 
 DIFFERENT = [  # prediction, gold: another answer
-    ("3 fifths", "3"), ("5 or more", "5"), ("5 factorial", "5"),
+    ("3 fifths", "3"), ("3 quarters", "3"), ("5 root", "5"), ("5 or more", "5"), ("5 or less", "5"),
+    ("5 fewer", "5"), ("5 negative", "5"), ("5 factorial", "5"),
     ("42", "43"), ("2{3}", "6"), ("(1,234)", "1234"), ("0.33", r"\frac{1}{3}"),
     (r"0.\overline{36}", r"0.\overline{63}"), ("3.14159...", r"\pi"), (r"\frac{1}{0}", "0"), ("2½", "21/2"),
     ("1e999999", "1"), (r"\sin 30", r"\frac12"), (r"\cot 10^\circ", r"\cot 10"), ("f(x)+f(y)", "f(x+y)"),
